@@ -1,0 +1,49 @@
+"""Named random streams: every draw is a function of (seed, path, step), so a resumed run needs no generator state and two variants with
+the same seed see the same noise, whatever else they draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def stream_seed(seed: int, path: str, step: int | str = 0) -> int:
+    """63 bits from the hash of (seed, path, step)."""
+    text = f"{seed}\0{path}\0{step}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+class Streams:
+    """Draws of one seed on one device. A generator is kept and reseeded before each draw (2 µs on a CPU)."""
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu"):
+        self.seed, self.device = seed, torch.device(device)
+        self._generator = torch.Generator(self.device)
+
+    def generator(self, path: str, step: int | str = 0) -> torch.Generator:
+        return self._generator.manual_seed(stream_seed(self.seed, path, step))
+
+    def uniform(self, path: str, step: int | str, shape: tuple[int, ...]) -> Tensor:
+        """Uniform in [0,1)."""
+        return torch.rand(shape, generator=self.generator(path, step), device=self.device)
+
+    def gaussian(self, path: str, step: int | str, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=self.generator(path, step), device=self.device)
+
+    def permutation(self, path: str, step: int | str, n: int) -> Tensor:
+        """A permutation of range(n), int64, drawn on the CPU so that every device sees the same order."""
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, path, step))
+        return torch.randperm(n, generator=generator).to(self.device)
+
+    def draw(self, kind: str, path: str, step: int | str, like: Tensor) -> Tensor:
+        """The noise a primitive's need asks for (shapes.Shape.draw), shaped after the images `like`."""
+        if kind == "uniform":
+            return self.uniform(path, step, tuple(like.shape))
+        if kind == "gaussian":
+            return self.gaussian(path, step, tuple(like.shape))
+        if kind == "rows":
+            return self.uniform(path, step, (like.shape[0], 4))
+        raise ValueError(f"unknown kind of draw: {kind}")
