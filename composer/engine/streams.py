@@ -4,16 +4,10 @@ the same seed see the same noise, whatever else they draw.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
-
-def stream_seed(seed: int, path: str, step: int | str = 0) -> int:
-    """63 bits from the hash of (seed, path, step)."""
-    text = f"{seed}\0{path}\0{step}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+from composer.seeds import stream_seed
 
 
 class Streams:

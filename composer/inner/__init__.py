@@ -1,0 +1,6 @@
+"""Inner maximisation: attacks that a recipe's loss terms climb with, their starts and their norm balls."""
+
+from composer import registry
+from composer.callmodule import make_callable
+
+make_callable(__name__, registry.inner)
