@@ -1,0 +1,9 @@
+"""Is it fast, and does it do only the work it must? Faithful and hand-pruned plain-PyTorch loops, a pass counter, a timer, a memory meter.
+
+    counter.py     passes of a step: forwards, input gradients, weight gradients, writes of running statistics. Exact, the same on every machine
+    memory.py      bytes a step holds at its peak
+    timer.py       interleaved timing: a ratio per round, so that a slow minute of the machine slows every variant alike
+    nets.py        the networks that are timed
+    reference/     the methods as their authors run them, redundant passes included
+    pruned/        the same arithmetic by hand, without them
+"""

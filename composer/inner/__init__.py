@@ -2,5 +2,8 @@
 
 from composer import registry
 from composer.callmodule import make_callable
+from composer.inner import ascent, balls, fgsm, pgd, starts
 
 make_callable(__name__, registry.inner)
+
+__all__ = ["ascent", "balls", "fgsm", "pgd", "starts"]

@@ -1,0 +1,115 @@
+"""Data sets in npz files, and npz files of further training images."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+
+from composer.data._files import broken
+from composer.data.sets import DataSet, Split, check_split, data_set
+from composer.errors import ComposerError
+from composer.registry import data
+from composer.shapes import Ge, Gt, Le, Lt
+
+NAMES = {"x": ("x", "image", "images"), "y": ("y", "label", "labels")}     # as composer writes them, as files of generated images do
+OFF_GRID = 1e-3      # of one level: float32 rounding of k/255 stays far below
+
+
+def find_file(root: Path, file: str, where: str) -> Path:
+    """An absolute path, or one inside the data folder."""
+    path = Path(file).expanduser() if Path(file).expanduser().is_absolute() else root / file
+    if not path.is_file():
+        raise ComposerError(f"file = \"{file}\"", where=where, why=f"looked for {path}",
+                            fix="name the file relative to --data-root, or by its absolute path")
+    return path
+
+
+def read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
+    """The named arrays; never unpickles."""
+    found = path.stat().st_size
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            if not hasattr(held, "files"):
+                raise broken(path, found, None, "it holds one bare array; an npz archive with named arrays is needed")
+            arrays = []
+            for key in keys:
+                name = next((n for n in NAMES.get(key, (key,)) if n in held.files), None)
+                if name is None:
+                    raise ComposerError(f"{path} has no array '{key}'", why=f"it has {', '.join(held.files)}", fix=f"save {', '.join(keys)} in it")
+                arrays.append(held[name])
+            return arrays
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
+        raise broken(path, found, None, f"not a whole npz archive of plain arrays: {error}") from None
+
+
+def to_levels(x: np.ndarray, path: Path, *, scale: float, layout: str, quantise: bool) -> torch.Tensor:
+    """uint8 [N,C,H,W] from uint8 levels or floats in [0,1], NHWC or NCHW."""
+    if x.ndim != 4:
+        raise ComposerError(f"{path}: images of shape {list(x.shape)}", why="four dimensions are needed", fix="[N,H,W,C] or [N,C,H,W]")
+    first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
+    if layout == "auto" and first == last:
+        raise ComposerError(f"{path}: images of shape {list(x.shape)}", why="whether channels stand second or last cannot be told",
+                            fix='layout = "nhwc" or layout = "nchw"')
+    if layout == "nhwc" or (layout == "auto" and last):
+        x = x.transpose(0, 3, 1, 2)
+    if x.dtype.kind == "f":
+        low, high = float(x.min()), float(x.max())
+        if not (0.0 <= low and high <= 1.0):      # also refuses NaN
+            raise ComposerError(f"{path}: float pixels run from {low:g} to {high:g}", why="floats must lie in [0,1]",
+                                fix="divide them by their scale, or save the original bytes")
+        levels = x.astype(np.float64) * scale
+        if not quantise and float(np.abs(levels - np.rint(levels)).max()) > OFF_GRID:
+            raise ComposerError(f"{path}: float pixels are not multiples of 1/{scale:g}", why="images are kept as bytes",
+                                fix="quantise = true rounds them, or name their scale")
+        x = np.rint(levels)
+    elif x.dtype != np.uint8:
+        raise ComposerError(f"{path}: pixels are {x.dtype}", why="uint8, or floats in [0,1], are needed")
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))
+
+
+def to_labels(y: np.ndarray, path: Path) -> torch.Tensor:
+    if y.dtype.kind not in "iu":
+        raise ComposerError(f"{path}: labels are {y.dtype}", why="whole numbers from 0 are needed")
+    return torch.from_numpy(y.astype(np.int64).reshape(-1))
+
+
+def read_extra(root: Path, file: str, fraction: float, shape: tuple[int, int, int], classes: int, *, scale: float = 255.0, layout: str = "auto",
+               quantise: bool = False) -> Split | None:
+    """Further training images of an npz file (x, y or image, label), or None where no file is named."""
+    where = "[data] extra"
+    if bool(file) != (fraction > 0):
+        raise ComposerError(f"extra = \"{file}\", extra_fraction = {fraction:g}", where=where,
+                            why="a file needs a share of each batch above 0, and a share needs a file", fix="set both or neither")
+    if not file:
+        return None
+    path = find_file(root, file, where)
+    x, y = read_npz(path, ("x", "y"))
+    split = Split(to_levels(x, path, scale=scale, layout=layout, quantise=quantise), to_labels(y, path))
+    check_split(str(path), split, shape, classes, scale)
+    return split
+
+
+@data
+def npz(root: Path, download: bool, *, file: str, classes: Annotated[int, Gt(1)] | None = None, scale: Annotated[float, Gt(0), Le(255)] = 255.0,
+        layout: Literal["auto", "nhwc", "nchw"] = "auto", quantise: bool = False, extra: str = "",
+        extra_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0) -> DataSet:
+    """Images of an npz file with arrays x, y (train), x_test, y_test: bytes 0..scale or floats in [0,1], [N,H,W,C] or [N,C,H,W].
+
+    `classes` is one more than the largest label unless said. `extra` names a second file (x, y or image, label) of further training
+    images; each batch takes `extra_fraction` of its rows from it. Floats off the grid k/scale are refused unless `quantise` rounds them.
+
+    Formula: pixel = level / scale   [in [0,1]]
+    Paper:   own format; generated images as an extra set: Wang et al., ICML 2023
+    """
+    path = find_file(root, file, "[data] file")
+    x, y, x_test, y_test = read_npz(path, ("x", "y", "x_test", "y_test"))
+    train = Split(to_levels(x, path, scale=scale, layout=layout, quantise=quantise), to_labels(y, path))
+    test = Split(to_levels(x_test, path, scale=scale, layout=layout, quantise=quantise), to_labels(y_test, path))
+    count = classes if classes is not None else int(max(int(train.y.max()), int(test.y.max()))) + 1
+    more = read_extra(root, extra, extra_fraction, tuple(train.x.shape[1:]), count, scale=scale, layout=layout, quantise=quantise)
+    return data_set("npz", train, test, count, scale=scale, extra=more, extra_fraction=extra_fraction)

@@ -1,0 +1,137 @@
+"""Which weights are judged, by what: validation inside training, the best model so far, the protocol at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.engine.checkpoint import weights_digest
+from composer.engine.session import Session
+from composer.errors import ComposerError
+from composer.options import plain
+
+CHEAP = ("aa",)        # measures the unselected model is spared, unless asked for
+
+
+class Overlaid(nn.Module):
+    """The network at a part's weights; its own stay untouched."""
+
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]):
+        super().__init__()
+        self.inner = model
+        self._weights = {f"{k}": v for k, v in weights.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.functional_call(self.inner, self._weights, (x,))
+
+
+def judged_weights(session: Session, parts: dict[str, Any], which: str, path: str) -> dict[str, Tensor]:
+    """The live weights and buffers, or those a part offers."""
+    if which == "live":
+        return session.net.model.state_dict()
+    part = parts.get(which)
+    if part is None or not hasattr(part, "weights"):
+        offering = sorted(k for k, v in parts.items() if hasattr(v, "weights"))
+        raise ComposerError(f"{path} = \"{which}\", and no part of that name offers weights", fix=f"live{''.join(', ' + o for o in offering)}")
+    return part.weights()
+
+
+def validation_model(session: Session, parts: dict[str, Any], which: str) -> nn.Module:
+    return session.net.model if which == "live" else Overlaid(session.net.model, judged_weights(session, parts, which, "select.weights"))
+
+
+class Validator:
+    """Validation after an epoch, traced measures, and the choice of the best epoch."""
+
+    def __init__(self, session: Session, progress: Callable[[str, int, int], None]):
+        self.session, self.progress = session, progress
+        self.recipe = session.recipe
+        self._images: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def images(self, split: str) -> tuple[Tensor, Tensor]:
+        if split not in self._images:
+            x, y = self.session.images(split)
+            self._images[split] = (x.to(self.session.device), y.to(self.session.device))
+        return self._images[split]
+
+    @property
+    def selects(self) -> bool:
+        return self.recipe.select.held_out > 0 and self.recipe.select.attack is not None
+
+    def first_epoch(self) -> int:
+        """The first epoch that may be selected."""
+        from_ = self.recipe.select.from_
+        return self.session.nodes[-1].segment.first if from_ == "last_phase" else int(from_)
+
+    def __call__(self, epoch: int, parts: dict[str, Any]) -> dict[str, float]:
+        from composer.evaluate.protocol import attack_accuracy
+
+        found: dict[str, float] = {}
+        select, threat = self.recipe.select, self.recipe.threat
+        if self.selects:
+            model = validation_model(self.session, parts, select.weights)
+            x, y = self.images("val")
+            n = min(select.n or len(y), len(y))
+            clean, robust = attack_accuracy(model, x[:n], y[:n], select.attack, threat, self.session.seed, epoch, batch_size=1000)
+            found.update({"val/clean": clean, f"val/{select.attack.name}": robust})
+        trace = self.recipe.trace
+        if trace.every and epoch % trace.every == 0:
+            found.update(self._trace(epoch, parts))
+        return found
+
+    def _trace(self, epoch: int, parts: dict[str, Any]) -> dict[str, float]:
+        """Curves; those on the test split are marked, and nothing selects by them."""
+        from composer.evaluate.protocol import evaluate
+
+        trace = self.recipe.trace
+        x, y = self.images(trace.on)
+        model = validation_model(self.session, parts, self.recipe.select.weights)
+        result = evaluate(model, x, y, trace.measures, threat=self.recipe.threat, seed=self.session.seed, batch_size=1000)
+        return {f"trace-{trace.on}/{name}": value for name, value in result.metrics.items()}
+
+    def score(self, epoch: int, metrics: dict[str, float]) -> float | None:
+        """What the best epoch is chosen by; None where this epoch may not be chosen."""
+        if not self.selects or epoch < self.first_epoch():
+            return None
+        return metrics[f"val/{self.recipe.select.attack.name}"]
+
+
+def plain_model(session: Session, weights: dict[str, Tensor]) -> nn.Module:
+    """A fresh float32, contiguous, eager network with these weights: what every attack is run on."""
+    from composer.models.build import build_model
+
+    model = build_model(session.recipe.model, session.dataset.shape, session.dataset.classes, session.seed)
+    model.load_state_dict({k: v.detach().float() if v.is_floating_point() else v for k, v in weights.items()})
+    return model.to(session.device, memory_format=torch.contiguous_format).eval()
+
+
+def evaluation_folder(session: Session, weights: dict[str, Tensor]) -> tuple[Path, str]:
+    """evaluations/<weights, model, judged output>/<threat and data>"""
+    recipe = session.recipe
+    subject = _short({"weights": weights_digest(weights), "model": plain([recipe.model.use, recipe.model.options, recipe.model.head]),
+                      "mean": recipe.model.mean, "std": recipe.model.std, "logits": recipe.evaluate.logits})
+    protocol = _short({"threat": plain([recipe.threat.norm, recipe.threat.eps]), "data": session.dataset.digest})
+    return session.settings.out / "evaluations" / subject / protocol, subject
+
+
+def judge(session: Session, weights: dict[str, Tensor], *, full: bool, progress: Callable[[str, int, int], None]) -> Any:
+    """The recipe's protocol on these weights; without its costly measures when not `full`."""
+    from composer.evaluate.protocol import evaluate
+
+    recipe = session.recipe
+    measures = [m for m in recipe.evaluate.measures if full or m.use not in CHEAP]
+    x, y = session.images("test")
+    folder, subject = evaluation_folder(session, weights)
+    model = plain_model(session, weights)
+    return evaluate(model, x.to(session.device), y.to(session.device), measures, threat=recipe.threat, seed=session.seed, store=folder,
+                    batch_size=recipe.evaluate.batch_size if hasattr(recipe.evaluate, "batch_size") else 1000, progress=progress, subject_digest=subject)
+
+
+def _short(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()

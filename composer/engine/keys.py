@@ -1,0 +1,125 @@
+"""Two identities: what was meant (the recipe's experiment id), and the bits (a prefix key for every stretch of epochs)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from composer.engine.dials import Clock, evaluate
+from composer.options import plain
+from composer.plan.explain import as_plain
+from composer.plan.types import Plan
+from composer.registry import Registry
+
+ENGINE = ("engine", "plan")
+
+
+def digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@cache
+def file_digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+@cache
+def engine_digest() -> str:
+    root = Path(__file__).resolve().parent.parent
+    files = sorted(f for room in ENGINE for f in (root / room).glob("*.py"))
+    return digest([(f.name, file_digest(f)) for f in files])
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def plan_content(plan: Plan) -> Any:
+    """The plan as the key sees it: parts that nothing reads and that never write the model stay out."""
+    idle = {p.id for p in plan.parts if not p.active}
+    content = as_plain(plan)
+    content["parts"] = [p for p in content["parts"] if p["id"] not in idle]
+    content["moments"] = [m for m in content["moments"] if m["part"] not in idle]
+    content["dials"] = [d["path"] for d in content["dials"] if not any(d["path"].startswith(f"parts.{id}.") for id in idle)]
+    return content
+
+
+def dial_values(plan: Plan, values: dict[str, Any], first: int, last: int, clock: int, epochs: int, steps: int, registry: Registry) -> str:
+    """What every dial says at every step of the stretch, as a digest: schedules that agree so far are the same prefix."""
+    idle = {p.id for p in plan.parts if not p.active}
+    found: dict[str, list[float]] = {}
+    for path, value in sorted(values.items()):
+        if any(path.startswith(f"parts.{id}.") for id in idle):
+            continue
+        row = found.setdefault(path, [])
+        for epoch in range(first, last + 1):
+            at = epoch - clock
+            fine = _by_step(value, registry)
+            for k in range(steps if fine else 1):
+                row.append(evaluate(value, Clock(at, (at - 1) * steps + k, steps, epochs), values.__getitem__, registry, path))
+    return digest(found)
+
+
+def _by_step(value: Any, registry: Registry) -> bool:
+    if not hasattr(value, "use"):
+        return False
+    needs = {n.name for n in registry.get(value.kind, value.use).needs}
+    return bool(needs & {"step", "progress", "ratio"})
+
+
+def sources(plan: Plan, uses: list[tuple[str, str]], registry: Registry) -> dict[str, str]:
+    """The file of every primitive in use, by digest."""
+    found: dict[str, str] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            if "kind" in value and "use" in value:
+                note(value["kind"], value["use"])
+            if value.get("_") in ("InnerPlan", "PartPlan"):
+                note("inner" if value["_"] == "InnerPlan" else "part", value["use"])
+            for item in value.values():
+                walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+
+    def note(kind: str, use: str) -> None:
+        if registry.has(kind, use):
+            file = registry.get(kind, use).file
+            if file and file.exists():
+                found[f"{kind}/{use}"] = file_digest(file)
+
+    walk(plan_content(plan))
+    for kind, use in uses:
+        note(kind, use)
+    return dict(sorted(found.items()))
+
+
+def first_difference(old: Any, new: Any, path: str = "") -> str:
+    """The first place where two keys' contents part, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new)):
+            if old.get(key) != new.get(key):
+                return first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for k, (a, b) in enumerate(zip(old, new)):
+            if a != b:
+                return first_difference(a, b, f"{path}[{k}]")
+    return f"{path or 'the key'} was {_short(old)} and is now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(plain(value), default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,97 @@
+"""The classifier as the plan sees it: one forward in a stated mode, float32 logits out."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.engine.scope import install
+from composer.errors import ComposerError
+from composer.seeds import stream_seed
+
+RANDOM = (nn.modules.dropout._DropoutNd,)
+
+
+class Net:
+    """A model, its batch-norm scope and its precision.
+
+    The module stays in eval mode throughout: batch norm asks the scope, and random layers are switched on for train-mode passes only, with
+    the generator seeded from the pass's name and the step.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, *, seed: int = 0, precision: str = "fp32"):
+        self.model = model.to(device).eval()
+        self.device, self.seed, self.precision = device, seed, precision
+        self.scope, self.stats = install(self.model, device)
+        self.random = [m for m in model.modules() if isinstance(m, RANDOM) and m.p > 0 or type(m).__name__ == "StochasticDepth"]
+        self.channels_last = any(isinstance(m, nn.Conv2d) for m in model.modules())
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.parameters = dict(self.model.named_parameters())
+        self._list = list(self.parameters.values())
+        self._embeds = hasattr(model, "embed") and hasattr(model, "head")
+
+    @property
+    def stochastic(self) -> bool:
+        return bool(self.random)
+
+    def freeze(self, frozen: bool) -> None:
+        """Parameters out of (or back on) the tape: the attack keeps no activations for weight gradients."""
+        for p in self._list:
+            p.requires_grad_(not frozen)
+
+    def layout(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
+
+    def __call__(self, x: Tensor, *, batch: bool, scratch: Tensor | None = None, rows: Tensor | None = None, features: bool = False,
+                 weights: dict[str, Tensor] | None = None, name: str = "", step: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Logits [N,K] in float32 (and the head's input, when asked)."""
+        scope = self.scope
+        scope.batch, scope.scratch, scope.rows = batch, scratch, rows
+        if self.random:
+            for module in self.random:
+                module.training = batch
+            if batch:
+                torch.manual_seed(stream_seed(self.seed, f"model/{name}", step))
+        with self._autocast():
+            if weights is not None:
+                logits, embedded = self._overlay(weights, x, features)
+            else:
+                logits, embedded = self._forward(x, features)
+        scope.batch = False
+        return logits.float(), embedded.float() if embedded is not None else None
+
+    def _forward(self, x: Tensor, features: bool) -> tuple[Tensor, Tensor | None]:
+        if not features:
+            return self.model(x), None
+        if not self._embeds:
+            raise ComposerError(f"the model {type(self.model).__name__} does not hand out features", why="a term needs the input of its head",
+                                fix="use one of composer's own models, or give yours the methods `embed` and `head`")
+        embedded = self.model.embed(x)
+        return self.model.head(embedded), embedded
+
+    def _overlay(self, weights: dict[str, Tensor], x: Tensor, features: bool) -> tuple[Tensor, Tensor | None]:
+        """A forward at other weights; the live ones are never touched."""
+        shell = _Shell(self, features)
+        return torch.func.functional_call(shell, {f"model.{k}": v for k, v in weights.items()}, (x,))
+
+    def _autocast(self) -> Any:
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+class _Shell(nn.Module):
+    """A module around the net, so that functional_call can reach `embed` and `head` as well."""
+
+    def __init__(self, net: Net, features: bool):
+        super().__init__()
+        self.model = net.model
+        self._run = (net, features)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        net, features = self._run
+        return net._forward(x, features)

@@ -1,0 +1,107 @@
+"""Running statistics as inputs: a forward hands its batch statistics out, and the plan writes them when it is safe.
+
+Writing them inside the forward, as `nn.BatchNorm2d` does, silently corrupts the gradient of an earlier eval-mode forward of the same module
+(its backward reads the running statistics). Here all running means and variances of a model are views of one flat tensor; a train-mode pass
+fills a scratch tensor of the same layout (`F.batch_norm` with momentum 1), and a write is one `lerp_`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Scope:
+    """What the batch norms of one model do in the current pass."""
+
+    def __init__(self) -> None:
+        self.batch = False                    # batch statistics, else the running ones
+        self.scratch: Tensor | None = None    # where batch statistics go; None: nobody wants them
+        self.rows: Tensor | None = None       # [N] mask: statistics over these rows alone
+
+
+class Stats:
+    """The running statistics of a model, flat: all means, then all variances."""
+
+    def __init__(self, layers: list[nn.Module], device: torch.device):
+        self.size = sum(int(layer.num_features) for layer in layers)
+        self.flat = torch.empty(2 * self.size, device=device)
+        self.count = torch.zeros(len(layers), dtype=torch.long, device=device)
+        momenta = {0.1 if layer.momentum is None else float(layer.momentum) for layer in layers}
+        self.momentum: float | Tensor = momenta.pop() if len(momenta) == 1 else torch.empty(2 * self.size, device=device)
+        offset = 0
+        for k, layer in enumerate(layers):
+            n = int(layer.num_features)
+            mean, var = self.flat[offset:offset + n], self.flat[self.size + offset:self.size + offset + n]
+            mean.copy_(layer.running_mean)
+            var.copy_(layer.running_var)
+            self.count[k] = layer.num_batches_tracked
+            layer.running_mean, layer.running_var, layer.num_batches_tracked = mean, var, self.count[k]
+            if isinstance(self.momentum, Tensor):
+                self.momentum[offset:offset + n] = self.momentum[self.size + offset:self.size + offset + n] = layer.momentum
+            layer.__dict__["span"] = (offset, n, self.size)
+            offset += n
+
+    def scratch(self) -> Tensor:
+        return torch.zeros_like(self.flat)
+
+    def write(self, batch: Tensor) -> None:
+        """running = (1 - momentum) · running + momentum · batch"""
+        self.flat.lerp_(batch, self.momentum)
+        self.count.add_(1)
+
+
+class _Scoped:
+    """Mixed into a batch norm: its forward asks the scope."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        scope: Scope = self.__dict__["scope"]
+        if not scope.batch:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if scope.rows is not None:
+            return _masked(self, x, scope)
+        if scope.scratch is None:
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        offset, n, size = self.__dict__["span"]
+        flat = scope.scratch
+        return F.batch_norm(x, flat[offset:offset + n], flat[size + offset:size + offset + n], self.weight, self.bias, True, 1.0, self.eps)
+
+
+def _masked(layer: Any, x: Tensor, scope: Scope) -> Tensor:
+    """Batch norm over the rows of the mask alone, static in shape; no kept row means no update."""
+    assert scope.rows is not None
+    keep = scope.rows.to(x.dtype)
+    cells = x[0, 0].numel()
+    count = keep.sum() * cells
+    row = keep.view(-1, *([1] * (x.dim() - 1)))
+    dims = [d for d in range(x.dim()) if d != 1]
+    safe = count.clamp(min=1)
+    mean = (x * row).sum(dims) / safe
+    shape = (1, -1, *([1] * (x.dim() - 2)))
+    centred = x - mean.view(shape)
+    var = (centred.square() * row).sum(dims) / safe
+    if scope.scratch is not None:
+        offset, n, size = layer.__dict__["span"]
+        unbiased = var.detach() * safe / (safe - 1).clamp(min=1)
+        scope.scratch[offset:offset + n] = torch.where(count > 0, mean.detach(), layer.running_mean)
+        scope.scratch[size + offset:size + offset + n] = torch.where(count > 0, unbiased, layer.running_var)
+    out = centred * torch.rsqrt(var + layer.eps).view(shape)
+    return out if layer.weight is None else out * layer.weight.view(shape) + layer.bias.view(shape)
+
+
+_classes: dict[type, type] = {}
+
+
+def install(model: nn.Module, device: torch.device) -> tuple[Scope, Stats | None]:
+    """Put every tracking batch norm of the model under one scope; parameter and buffer names stay."""
+    scope = Scope()
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for layer in layers:
+        plain = type(layer)
+        if not issubclass(plain, _Scoped):
+            layer.__class__ = _classes.setdefault(plain, type("Scoped" + plain.__name__, (_Scoped, plain), {}))
+        layer.__dict__["scope"] = scope
+    return scope, Stats(layers, device) if layers else None

@@ -1,0 +1,226 @@
+"""Everything one run needs, built once: data, network, plans of all stretches with their keys, streams."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composer.engine import keys
+from composer.engine.feed import Feed
+from composer.engine.net import Net
+from composer.engine.streams import Streams
+from composer.errors import ComposerError
+from composer.options import plain
+from composer.plan.compile import compile_method
+from composer.plan.types import Plan
+from composer.recipe.types import Segment
+from composer.registry import REGISTRY
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, as the command line says it; nothing of what is meant."""
+
+    out: Path = Path("runs")
+    data_root: Path = Path("data")
+    download: bool = False
+    device: str = "auto"
+    precision: str = "fp32"
+    backend: str = "eager"
+    deterministic: bool = False
+    fresh: bool = False
+    adopt: bool = False
+    quiet: bool = False
+    track: bool = True
+    checkpoint_seconds: float = field(default_factory=lambda: float(os.environ.get("COMPOSER_CHECKPOINT_SECONDS", "120")))
+    full_other: bool = False                 # evaluate the unselected model by the whole protocol too
+
+
+@dataclass
+class Node:
+    """A stretch of epochs: its plan, its key, its folder."""
+
+    segment: Segment
+    plan: Plan
+    content: dict[str, Any]
+    key: str
+    folder: Path
+    adopted: str = ""
+
+
+def place(recipe: Any) -> Any:
+    """path -> where the user wrote it."""
+    def where(path: str) -> str:
+        origin = recipe.where(path) if hasattr(recipe, "where") else ""
+        return f"{origin}  {path}" if origin and path not in origin else origin or path
+    return where
+
+
+def scheduled(recipe: Any) -> dict[str, Any]:
+    """Numbers of a stretch that a schedule may move and that stand outside the method: learning rate, optimiser's options."""
+    return {"train.lr": recipe.train.lr, **{f"optim.{k}": v for k, v in recipe.optim.options.items()}}
+
+
+def plans_of(recipe: Any, *, share: bool = True) -> list[tuple[Segment, Plan]]:
+    """Every stretch of a recipe with its plan. Errors: what the method lacks, located."""
+    segments = recipe.segments()
+    points = tuple(dict.fromkeys(i.id for s in segments for i in s.recipe.method.inner if i.id != "weights"))
+    found = []
+    for segment in segments:
+        values = {k: v for k, v in scheduled(segment.recipe).items() if hasattr(v, "use")}
+        found.append((segment, compile_method(segment.recipe.method, share=share, where=place(recipe), elsewhere=points, train=values)))
+    return found
+
+
+class Session:
+    """The built run."""
+
+    def __init__(self, recipe: Any, seed: int, settings: Settings):
+        from composer.data.sets import hold_out, load
+        from composer.models.build import build_model
+        from composer.models.weights import load_weights
+
+        self.recipe, self.seed, self.settings = recipe, seed, settings
+        self.device = pick_device(settings.device)
+        set_numerics(settings)
+        self.dataset = load(recipe.data.use, recipe.data.options, settings.data_root, settings.download)
+        select = recipe.select
+        if select.held_out >= len(self.dataset.train):
+            raise ComposerError(f"select.held_out = {select.held_out} leaves nothing to train on ({len(self.dataset.train)} images)", where=place(recipe)("select.held_out"),
+                                fix="hold out fewer")
+        self.rows, self.val_rows = hold_out(self.dataset.train.y, select.held_out, select.stratified, seed)
+        model = build_model(recipe.model, self.dataset.shape, self.dataset.classes, seed)
+        self.init_note = ""
+        if recipe.train.init:
+            self.init_note = load_weights(model, resolve_init(recipe.train.init, settings.out)).text()
+        self.net = Net(model, self.device, seed=seed, precision=settings.precision)
+        self.streams = Streams(seed, self.device)
+        self.nodes = self._nodes()
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------------------
+
+    def _nodes(self) -> list[Node]:
+        nodes: list[Node] = []
+        parent = keys.digest({"init": keys.digest(self.recipe.train.init and self._init_digest()), "seed": self.seed})
+        for segment, plan in plans_of(self.recipe, share=not self.net.stochastic):
+            content = self._content(segment, plan, parent)
+            key = keys.digest(content)
+            nodes.append(Node(segment, plan, content, key, self.settings.out / "nodes" / key))
+            parent = key
+        return nodes
+
+    def _init_digest(self) -> str:
+        from composer.engine.checkpoint import weights_digest
+
+        return weights_digest(self.net.model.state_dict())
+
+    def _content(self, segment: Segment, plan: Plan, parent: str) -> dict[str, Any]:
+        recipe, steps = segment.recipe, self.feed(segment).steps
+        uses = [("model", recipe.model.use), ("head", recipe.model.head.use), ("data", recipe.data.use), ("optim", recipe.optim.use),
+                *(("augment", a.use) for a in recipe.augment)]
+        values = {**{d.path: d.ref for d in plan.dials}, **scheduled(recipe)}
+        return {
+            "parent": parent, "epochs": [segment.first, segment.last], "fresh": segment.fresh, "seed": self.seed,
+            "plan": keys.plan_content(plan),
+            "dials": keys.dial_values(plan, values, segment.first, segment.last, segment.clock, segment.epochs, steps, REGISTRY),
+            "train": {"batch_size": recipe.train.batch_size, "last": recipe.train.last},
+            "optim": {"use": recipe.optim.use, "options": sorted(recipe.optim.options), "clip": recipe.optim.clip,
+                      "decay_exclude": list(recipe.optim.decay_exclude), "decay_at": recipe.optim.decay_at},
+            "threat": plain({"eps": recipe.threat.eps}),
+            "model": {"use": recipe.model.use, "options": plain(recipe.model.options), "head": plain(recipe.model.head), "mean": recipe.model.mean,
+                      "std": recipe.model.std},
+            "data": {"use": recipe.data.use, "digest": self.dataset.digest, "held_out": [recipe.select.held_out, recipe.select.stratified],
+                     "augment": [[a.id, a.use, plain(a.options)] for a in recipe.augment]},
+            "machine": {"backend": self.settings.backend, "precision": self.settings.precision, "device": device_kind(self.device),
+                        "threads": torch.get_num_threads() if self.device.type == "cpu" else 0, "deterministic": self.settings.deterministic},
+            "versions": keys.versions(), "sources": keys.sources(plan, uses, REGISTRY), "engine": keys.engine_digest(),
+        }
+
+    # -- pieces of a stretch -------------------------------------------------------------------------------------------------------
+
+    def feed(self, segment: Segment) -> Feed:
+        recipe = segment.recipe
+        return Feed(self.dataset, self.rows, batch_size=recipe.train.batch_size, streams=self.streams, augment=recipe.augment,
+                    keep_last=recipe.train.last == "keep", layout=self.net.layout, device=self.device)
+
+    def optimizer(self, segment: Segment) -> torch.optim.Optimizer:
+        """A fresh optimiser; scheduled options get their value before the first step."""
+        from composer.optim import parameter_groups
+
+        spec = segment.recipe.optim
+        options = {k: (0.0 if hasattr(v, "use") else v) for k, v in spec.options.items()}
+        groups = parameter_groups(self.net.model, options.get("weight_decay", 0.0), spec.decay_exclude)
+        return REGISTRY.get("optim", spec.use).fn(groups, **options)
+
+    def parts(self, node: Node, held: dict[str, Any]) -> dict[str, Any]:
+        """The parts of a stretch: those of the stretch before go on, new ones start."""
+        found = {}
+        for part in node.plan.parts:
+            options = {k: (0.0 if hasattr(v, "ref") else v) for k, v in part.options.items()}
+            if part.id in held and getattr(held[part.id], "composer_use", None) == (part.use, repr(options)):
+                found[part.id] = held[part.id]
+                continue
+            made = REGISTRY.get("part", part.use).fn(**options)
+            made.composer_use = (part.use, repr(options))
+            made.start(self.facts(part.id))
+            found[part.id] = made
+        return found
+
+    def facts(self, part: str) -> SimpleNamespace:
+        points = tuple(dict.fromkeys(p for n in self.nodes for q in n.plan.parts if q.id == part for p in q.points))
+        return SimpleNamespace(batch_size=self.recipe.train.batch_size, classes=self.dataset.classes, train_size=self._pool(), device=self.device,
+                               model=self.net.model, points=points)
+
+    def _pool(self) -> int:
+        return len(self.dataset.train) + (len(self.dataset.extra) if self.dataset.extra is not None else 0)
+
+    def images(self, split: str) -> tuple[Tensor, Tensor]:
+        """Float images in [0,1] and labels: `test`, or `val` (the held-out rows of train)."""
+        if split == "test":
+            x, y = self.dataset.test.x, self.dataset.test.y
+        else:
+            x, y = self.dataset.train.x[self.val_rows], self.dataset.train.y[self.val_rows]
+        return x.float() / self.dataset.scale, y
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ComposerError(f"unknown device '{name}'", where="--device", fix="auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ComposerError("no CUDA device is available", where=f"--device {name}", fix="--device cpu")
+    return device
+
+
+def device_kind(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def set_numerics(settings: Settings) -> None:
+    """float32 means float32 unless tf32 was asked for."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.precision != "fp32"
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(settings.deterministic)
+
+
+def resolve_init(text: str, out: Path) -> Path:
+    """`train.init`: a file, or the name of a finished run in the store."""
+    path = Path(text)
+    if path.is_file():
+        return path
+    run = out / "experiments" / text / "final.safetensors"
+    if run.is_file():
+        return run
+    raise ComposerError(f"there is neither a file nor a finished run '{text}'", where="train.init", why=f"looked for {path} and {run}",
+                        fix="give the path of a checkpoint, or the name of a run in the store")

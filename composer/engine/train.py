@@ -1,0 +1,195 @@
+"""Training one stretch of epochs: steps, epoch ends, checkpoints, validation. Stops cleanly, resumes at any step."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composer.engine import checkpoint
+from composer.engine.checkpoint import Saved
+from composer.engine.dials import Clock, evaluate
+from composer.engine.lock import Lock
+from composer.engine.meter import Meter
+from composer.engine.session import Node, Session, scheduled
+from composer.engine.step import Executor
+from composer.errors import Diverged, Stopped
+
+
+@dataclass
+class Progress:
+    """Where training stands; all of it is in every checkpoint."""
+
+    epoch: int = 0            # epochs completed, of the whole run
+    batch: int = 0            # batches done of the next one
+    step: int = 0             # steps done
+    judged: int = 0           # epochs validated
+    best: dict[str, Any] = field(default_factory=dict)     # epoch, score, file of the best model so far
+    seconds: float = 0.0      # spent training, over all sittings
+
+
+class Trainer:
+    """One node at work. `hooks` is told what happens: epoch_done(metrics), step_done(), stop_asked() -> str."""
+
+    def __init__(self, session: Session, node: Node, progress: Progress, parts: dict[str, Any], optimizer: torch.optim.Optimizer, hooks: Any):
+        self.session, self.node, self.progress, self.hooks = session, node, progress, hooks
+        self.recipe, self.net, self.plan = node.segment.recipe, session.net, node.plan
+        self.parts, self.optimizer = parts, optimizer
+        self.feed = session.feed(node.segment)
+        self.executor = Executor(node.plan, session.net, parts, session.streams, threat_eps=self.recipe.threat.eps)
+        self.meter = Meter(node.plan, session.device)
+        self.values = {**{d.path: d.ref for d in node.plan.dials}, **scheduled(self.recipe)}
+        self.on_cpu = session.device.type == "cpu"
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._saved_at = time.monotonic()
+
+    # -- the loop ------------------------------------------------------------------------------------------------------------------
+
+    def run(self, lock: Lock) -> None:
+        """Train to the end of the stretch; afterwards the node's checkpoint is its last state."""
+        p, segment = self.progress, self.node.segment
+        began = time.monotonic()
+        before = p.seconds
+        if p.judged < p.epoch and p.batch == 0 and p.epoch >= segment.first:
+            self._judge(p.epoch)
+        for epoch in range(p.epoch + 1, segment.last + 1):
+            for batch in self.feed.batches(epoch, p.step, p.batch):
+                self._step(batch, epoch)
+                lock.beat()
+                p.seconds = before + time.monotonic() - began
+                self.hooks.step_done(epoch, p.batch, self.feed.steps)
+                reason = self.hooks.stop_asked()
+                if reason:
+                    self._check_finite(epoch)
+                    self.save()
+                    raise Stopped(f"stopped by {reason} in epoch {epoch}, after step {p.step}", why="a checkpoint was written", fix="run the same command again to go on")
+                if time.monotonic() - self._saved_at > self.session.settings.checkpoint_seconds:
+                    self._check_finite(epoch)
+                    self.save()
+            self._check_finite(epoch)
+            self._end_epoch(epoch)
+            if epoch == segment.last:
+                self.executor.moments("phase_end", self._roots(epoch))
+                self.save()
+            self._judge(epoch)
+        self.save()
+
+    def _step(self, batch: Any, epoch: int) -> None:
+        p, ex = self.progress, self.executor
+        self._set_dials(epoch, p.batch)
+        total, means, env = ex.forward({**batch.roots(), "model": self.net.model}, p.step)
+        if self.on_cpu and not math.isfinite(total.item()):
+            self._diverged(means, epoch)
+        total.backward()
+        if self.recipe.optim.decay_at == "perturbed" and "weights" in env:
+            self._decay_at_perturbed(env["weights"])
+        if self.recipe.optim.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optim.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        ex.write_statistics(env)
+        ex.after(env)
+        ex.moments("after_step", env)
+        self.meter.add(means, env, batch.y)
+        p.step += 1
+        p.batch += 1
+
+    def _decay_at_perturbed(self, overlay: dict[str, Tensor]) -> None:
+        """decay · perturbation onto the gradient: what updating at the perturbed weights does."""
+        decay = {id(p): g.get("weight_decay", 0.0) for g in self.optimizer.param_groups for p in g["params"]}
+        for name, p in self.net.parameters.items():
+            if p.grad is not None and decay.get(id(p)):
+                p.grad.add_((overlay[name] - p).detach(), alpha=decay[id(p)])
+
+    def _end_epoch(self, epoch: int) -> None:
+        p = self.progress
+        self._set_dials(epoch, self.feed.steps - 1)
+        self.executor.moments("epoch_end", self._roots(epoch))
+        p.epoch, p.batch = epoch, 0
+
+    def _roots(self, epoch: int) -> dict[str, Any]:
+        return {"model": self.net.model, "epoch": epoch}
+
+    def clock(self, epoch: int, batch: int) -> Clock:
+        at = epoch - self.node.segment.clock
+        return Clock(at, (at - 1) * self.feed.steps + batch, self.feed.steps, self.node.segment.epochs)
+
+    def _set_dials(self, epoch: int, batch: int) -> None:
+        clock = self.clock(epoch, batch)
+        for dial in self.plan.dials:
+            self.executor.numbers.set(dial.path, evaluate(dial.ref, clock, self.values.__getitem__, path=dial.path))
+        lr = evaluate(self.recipe.train.lr, clock, self.values.__getitem__, path="train.lr")
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+            for name, value in self.recipe.optim.options.items():
+                if hasattr(value, "use") and (name != "weight_decay" or group.get("weight_decay_on", True)):
+                    group[name] = evaluate(value, clock, self.values.__getitem__, path=f"optim.{name}")
+
+    # -- trouble -------------------------------------------------------------------------------------------------------------------
+
+    def _check_finite(self, epoch: int) -> None:
+        """Before anything is kept: the sums of the epoch so far are finite (one look, where steps are not looked at one by one)."""
+        broken = self.meter.broken()
+        if broken:
+            self._raise_diverged(broken, epoch)
+
+    def _diverged(self, means: Tensor, epoch: int) -> None:
+        names = [t.id for t, m in zip(self.plan.outer.terms, means.tolist()) if not math.isfinite(m)]
+        self._raise_diverged("terms." + ", terms.".join(names) if names else "the sum of the terms", epoch)
+
+    def _raise_diverged(self, what: str, epoch: int) -> None:
+        p = self.progress
+        kept = "the last good checkpoint is kept" if (self.node.folder / checkpoint.CURRENT).exists() else "no checkpoint had been written yet"
+        raise Diverged(f"training diverged in epoch {epoch}, step {p.step}: {what} is not finite", where=str(self.node.folder),
+                       why=f"{kept}; no result is recorded", fix="a lower train.lr, optim.clip = 1.0, or a smaller weight of that term")
+
+    # -- state ---------------------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        tensors = {f"model/{k}": v for k, v in self.net.model.state_dict().items()}
+        named, rest = checkpoint.flatten(self.optimizer.state_dict(), "optim")
+        tensors.update(named)
+        for id, part in self.parts.items():
+            tensors.update({f"parts/{id}/{k}": v for k, v in part.state_dict().items()})
+        tensors.update({f"meter/{k}": v for k, v in self.meter.state().items()})
+        checkpoint.keep(self.node.folder, Saved(tensors, {"progress": vars(self.progress), "optim": rest}))
+        self._saved_at = time.monotonic()
+
+    def restore(self, saved: Saved, *, meter: bool = True, optimizer: bool = True) -> None:
+        load_state(self.net, saved)
+        if optimizer:
+            self.optimizer.load_state_dict(checkpoint.unflatten(saved.facts["optim"], saved.tensors))
+        for id, part in self.parts.items():
+            state = {k.removeprefix(f"parts/{id}/"): v for k, v in saved.tensors.items() if k.startswith(f"parts/{id}/")}
+            if state:
+                part.load_state_dict(state)
+        if meter:
+            self.meter.load({k.removeprefix("meter/"): v for k, v in saved.tensors.items() if k.startswith("meter/")})
+
+    # -- epoch's record ------------------------------------------------------------------------------------------------------------
+
+    def _judge(self, epoch: int) -> None:
+        p = self.progress
+        metrics = self.meter.read()
+        metrics["train/lr"] = float(self.optimizer.param_groups[0]["lr"])
+        began = time.monotonic()
+        metrics.update(self.hooks.validate(self, epoch))
+        metrics["time/validation_s"] = time.monotonic() - began
+        p.judged = epoch
+        self.hooks.epoch_done(self, epoch, metrics)
+        self.meter.reset()
+
+
+def load_state(net: Any, saved: Saved) -> None:
+    """Weights and buffers into the live network, in place."""
+    live = net.model.state_dict()
+    with torch.no_grad():
+        for name, value in live.items():
+            value.copy_(saved.tensors[f"model/{name}"])
+
+
+__all__ = ["Progress", "Trainer", "load_state"]

@@ -1,0 +1,88 @@
+"""Judging a model leaves no trace: modes, gradients, random states and the tracer are afterwards what they were."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from composer.shapes import Tensor
+
+
+class Judge:
+    """Any model as images -> fresh float32 logits. A compiled module is judged eagerly, since dynamo's frames look like a dynamic defence.
+
+    Calling it under autograd gives gradients for the images only; parameters never see any.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Tensor]):
+        self.model = getattr(model, "_orig_mod", model)
+        floats = [p for p in self.model.parameters() if p.is_floating_point()] if isinstance(self.model, torch.nn.Module) else []
+        self.device = floats[0].device if floats else None
+        self.dtype = floats[0].dtype if floats else torch.float32
+
+    def raw(self, x: Tensor) -> Tensor:
+        return self.model(x.to(self.dtype)).float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            from composer.evaluate._isolated import isolated
+
+            return isolated(self.raw, x)
+        with torch.no_grad():
+            return self.raw(x).clone(memory_format=torch.contiguous_format)    # Square writes into what it is given
+
+    def correct(self, x: Tensor, y: Tensor) -> Tensor:
+        """[N] bool: argmax is the label. Logits that are not finite answer nothing, so they count as wrong."""
+        logits = self(x)
+        return (logits.argmax(1) == y) & logits.isfinite().all(1)
+
+
+@contextlib.contextmanager
+def undisturbed(model: Any) -> Iterator[Judge]:
+    """Within the block the model is in eval mode with frozen parameters; everything is put back, also after an error."""
+    judge = Judge(model)
+    module = judge.model if isinstance(judge.model, torch.nn.Module) else None
+    modes = [(m, m.training) for m in module.modules()] if module else []
+    params = [(p, p.requires_grad, p.grad) for p in module.parameters()] if module else []
+    tracer = sys.gettrace()
+    with random_states(), torch.inference_mode(False), torch.enable_grad():
+        try:
+            if module:
+                module.eval()
+                for p, *_ in params:
+                    p.requires_grad_(False)
+            yield judge
+        finally:
+            for m, training in modes:
+                m.training = training
+            for p, needs, grad in params:
+                p.requires_grad_(needs)
+                p.grad = grad
+            if sys.gettrace() is not tracer:
+                sys.settrace(tracer)
+
+
+@contextlib.contextmanager
+def random_states() -> Iterator[None]:
+    """Python's, numpy's and torch's global generators (every started CUDA device too) leave the block as they entered it."""
+    import numpy
+
+    cuda = torch.cuda.is_initialized()
+    python, array, cpu = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if cuda else []
+    queued = list(getattr(torch.cuda, "_queued_calls", []))      # seeding a sleeping CUDA is only noted down, to be done when it wakes
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(array)
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(devices)
+        elif not torch.cuda.is_initialized() and hasattr(torch.cuda, "_queued_calls"):
+            torch.cuda._queued_calls[:] = queued

@@ -1,0 +1,92 @@
+"""The registered measures. Each takes by name what it needs of: model, x, y, draws, batch_size, report, slot; its options come from the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from composer.evaluate.results import Measured
+from composer.options import Ref
+from composer.registry import measure
+from composer.shapes import Ge, Images, Labels, LossSpec, Module, Norm, Pixels, Start, ThreatPixels, ThreatSteps
+
+Report = Callable[..., None]
+
+
+@measure
+def clean(model: Module, x: Images, y: Labels, batch_size: int = 250) -> Measured:
+    """Accuracy on the images as they are.
+
+    Formula: mean_i [argmax_k f(x_i)_k = y_i]   [share of images]
+    Paper:   standard
+    """
+    from composer.evaluate.attack import correct_flags
+
+    return Measured(correct_flags(model, x, y, batch_size))
+
+
+@measure(attack=True)
+def fgsm(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, *, loss: LossSpec = "ce", eps: ThreatPixels,
+         step: Pixels = "eps", start: Start = "zero", norm: Norm) -> Measured:
+    """Accuracy under one step of steepest ascent; by default a full step of eps from the image itself.
+
+    An image withstands if it is correct as it stands and correct at the final point.
+
+    Formula: mean_i [correct(x_i) and correct(P(s_i + step·steepest(grad loss(s_i))))], s the start   [share of images]
+    Paper:   Goodfellow et al., ICLR 2015
+    """
+    from composer.evaluate.attack import Attack, run_attack
+
+    attack = Attack("fgsm", loss, eps, norm, start, {"step": step})
+    return run_attack(attack, model, x, y, draws, batch_size, report)
+
+
+@measure(attack=True)
+def pgd(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, *, loss: LossSpec = "ce", eps: ThreatPixels,
+        step: ThreatPixels, steps: ThreatSteps, restarts: Annotated[int, Ge(1)] = 1, start: Start, norm: Norm,
+        keep: Literal["last", "any"] = "last") -> Measured:
+    """Accuracy under projected gradient ascent on a loss.
+
+    An image withstands if it is correct as it stands and, in every restart, correct at the final point; with keep = "any" at every point
+    that the ascent visits.
+
+    Formula: mean_i [correct(x_i) and correct(x_i^S)], x^(s+1) = P(x^s + step·steepest(grad loss(x^s)))   [share of images]
+    Paper:   Madry et al., ICLR 2018
+    """
+    from composer.evaluate.attack import Attack, run_attack
+
+    attack = Attack("pgd", loss, eps, norm, start, {"step": step, "steps": steps}, restarts, keep)
+    return run_attack(attack, model, x, y, draws, batch_size, report)
+
+
+@measure(attack=True)
+def cw(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, *, confidence: Annotated[float, Ge(0)] = 50.0,
+       eps: ThreatPixels, step: ThreatPixels, steps: ThreatSteps, restarts: Annotated[int, Ge(1)] = 1, start: Start, norm: Norm,
+       keep: Literal["last", "any"] = "last") -> Measured:
+    """Accuracy under projected gradient ascent on the margin loss of Carlini and Wagner.
+
+    The verdict is that of `pgd`: correct as it stands and at the final point of every restart.
+
+    Formula: pgd climbing max(max_{k != y} z_k - z_y, -confidence) by the loss `cw`   [share of images]
+    Paper:   Carlini and Wagner, S&P 2017; as PGD since Zhang and Wang, NeurIPS 2019
+    """
+    from composer.evaluate.attack import Attack, run_attack
+
+    attack = Attack("pgd", Ref("loss", "cw", {"confidence": confidence}), eps, norm, start, {"step": step, "steps": steps}, restarts, keep)
+    return run_attack(attack, model, x, y, draws, batch_size, report)
+
+
+@measure(attack=True, partition=True, library="pyautoattack")
+def aa(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, slot: Any, *,
+       version: Literal["standard", "plus", "rand"] = "standard", eps: ThreatPixels, norm: Norm) -> Measured:
+    """Accuracy under AutoAttack, run by its library attack by attack on the images that still stand, resumable at every batch.
+
+    Every broken image is checked again: inside the ball, inside [0,1], and misclassified by the model. Fewer classes than ten lower the
+    number of targets to K-1; below four classes the targeted DLR attack does not exist, and the details say what ran instead.
+
+    Formula: mean_i [correct(x_i) and no attack of the version breaks x_i]   [share of images]
+    Paper:   Croce and Hein, ICML 2020
+    """
+    from composer.evaluate.autoattack import run_autoattack
+
+    return run_autoattack(model, x, y, draws, batch_size, report, slot, version=version, eps=eps, norm=norm)

@@ -1,0 +1,74 @@
+"""A measure's options made concrete: what was left out comes from the threat, pixel words become numbers. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from composer.errors import ComposerError, suggest
+from composer.options import FRACTION, Option, Ref, fraction, pixel_word
+from composer.recipe.types import MeasureSpec, Threat
+from composer.registry import REGISTRY
+
+
+def resolve_options(spec: MeasureSpec, threat: Threat) -> dict[str, Any]:
+    """Every option of the measure with its value: numbers for pixels, a Ref for a nested primitive.
+
+    `eps` is settled first and `step` next, since other options may be words of them ("eps/4", "1.25*eps"); "threat" is the threat's eps.
+    """
+    primitive = REGISTRY.get("measure", spec.use)
+    unknown = sorted(set(spec.options) - {o.name for o in primitive.options})
+    if unknown:
+        raise ComposerError(f"measure '{spec.name}' ({spec.use}) has no option '{unknown[0]}'", where=f"evaluate.{spec.name}",
+                            fix=suggest(unknown[0], [o.name for o in primitive.options], "options"))
+    scale = {"threat": float(threat.eps), "eps": float(threat.eps), "step": float(threat.step)}
+    settled: dict[str, Any] = {}
+    for option in sorted(primitive.options, key=lambda o: {"eps": 0, "step": 1}.get(o.name, 2)):
+        settled[option.name] = _settle(option, _given(option, spec, threat), scale, spec)
+        if option.name in ("eps", "step"):
+            scale[option.name] = settled[option.name]
+    return {option.name: settled[option.name] for option in primitive.options}
+
+
+def _given(option: Option, spec: MeasureSpec, threat: Threat) -> Any:
+    value = spec.options.get(option.name, option.default)
+    if option.threat and (value is ... or value is None):
+        value = getattr(threat, option.name)
+    if value is ...:
+        raise ComposerError(f"measure '{spec.name}' ({spec.use}) needs the option '{option.name}'", where=f"evaluate.{spec.name}",
+                            fix=f"{spec.name} = {{ use = \"{spec.use}\", {option.name} = … }}")
+    return value
+
+
+def _settle(option: Option, value: Any, scale: dict[str, float], spec: MeasureSpec) -> Any:
+    if option.unit == "pixels":
+        return _pixels(option, value, scale, spec)
+    if option.accepts and option.accepts != ("schedule",):
+        return _settle_ref(as_ref(option.accepts[0], value), scale, spec)
+    if isinstance(value, Ref):
+        raise ComposerError(f"measure '{spec.name}': {option.name} is a schedule", where=f"evaluate.{spec.name}",
+                            why="an evaluation has no epochs", fix=f"give {option.name} a number")
+    return value
+
+
+def _pixels(option: Option, value: Any, scale: dict[str, float], spec: MeasureSpec) -> float:
+    if isinstance(value, str):
+        word = pixel_word(value)
+        if word is None and not FRACTION.match(value):
+            raise ComposerError(f"measure '{spec.name}': {option.name} = \"{value}\" is no size in pixels", where=f"evaluate.{spec.name}",
+                                fix='write a number, "8/255", "threat/2" or "eps/4"')
+        value = word.factor * scale[word.of] if word else fraction(value)
+    if isinstance(value, Ref):
+        raise ComposerError(f"measure '{spec.name}': {option.name} is a schedule", where=f"evaluate.{spec.name}",
+                            why="an evaluation has no epochs", fix=f"give {option.name} a number")
+    return float(value)
+
+
+def _settle_ref(ref: Ref, scale: dict[str, float], spec: MeasureSpec) -> Ref:
+    """Sizes in pixels inside a nested primitive (a start's sigma) are words of the same eps."""
+    inside = {o.name: o for o in REGISTRY.get(ref.kind, ref.use).options if o.unit == "pixels"}
+    return Ref(ref.kind, ref.use, {key: _pixels(inside[key], value, scale, spec) if key in inside else value for key, value in ref.options.items()})
+
+
+def as_ref(kind: str, value: Any) -> Ref:
+    """A nested primitive as a Ref; a bare name means its defaults."""
+    return value if isinstance(value, Ref) else Ref(kind, str(value))

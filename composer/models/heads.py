@@ -1,0 +1,18 @@
+"""Heads: what turns the features into logits."""
+
+from __future__ import annotations
+
+import torch.nn as nn
+
+from composer.registry import head
+from composer.shapes import Module
+
+
+@head
+def linear(features: int, classes: int, *, bias: bool = True) -> Module:
+    """A linear layer.
+
+    Formula: z = W h + b   [logits]
+    Paper:   PyTorch's nn.Linear, its default start
+    """
+    return nn.Linear(features, classes, bias=bias)

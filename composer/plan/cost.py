@@ -1,0 +1,34 @@
+"""What a step costs in passes of the model, known on paper."""
+
+from __future__ import annotations
+
+from composer.plan.types import Call, Cost, InnerPlan, Plan, Program
+
+
+def program_cost(program: Program, *, weights: bool) -> Cost:
+    """One run of a program. `weights`: its backward reaches the parameters (the outer program), else the images only."""
+    total = Cost()
+    for p in program.passes:
+        joined = len(p.points)
+        total += Cost(forward=joined)
+        if p.grad:
+            total += Cost(dgrad=joined, wgrad=joined if weights else 0)
+    for step in program.steps:
+        if isinstance(step, Call) and step.second_order:
+            total += Cost(dgrad=1, double=1 if step.grad else 0)
+    return total
+
+
+def inner_cost(inner: InnerPlan) -> Cost:
+    climbs = inner.climbs if isinstance(inner.climbs, int) else 1
+    variable = () if isinstance(inner.climbs, int) else (inner.id,)
+    body = program_cost(inner.body, weights=inner.over_weights)
+    forward_only = Cost(forward=sum(len(p.points) for p in inner.body.passes)) * inner.forwards
+    return program_cost(inner.preamble, weights=False) + body * climbs + forward_only + Cost(variable=variable)
+
+
+def plan_cost(plan: Plan) -> Cost:
+    total = program_cost(plan.prelude, weights=False)
+    for inner in plan.inner:
+        total += inner_cost(inner)
+    return total + program_cost(plan.outer, weights=True) + Cost(forward=len(plan.after))

@@ -1,0 +1,106 @@
+"""Laying tables over each other, and remembering who said what."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from composer.recipe.paths import MISSING, Dotted, assign, get, inside, leaves, remove
+
+REMOVED: Any = type("Removed", (), {"__repr__": lambda self: "removed"})()
+Place = Callable[[Dotted], str]
+CONTAINERS = ("terms", "views", "parts", "augment", "evaluate", "trace")     # their tables' `use` defaults to the key
+
+
+class Origins:
+    """For every path, all (place, value) that were said about it, in order: the last one won."""
+
+    def __init__(self) -> None:
+        self.said: dict[Dotted, list[tuple[str, Any]]] = {}
+        self.tables: dict[Dotted, str] = {}
+
+    def copy(self) -> Origins:
+        new = Origins()
+        new.said = {path: list(said) for path, said in self.said.items()}
+        new.tables = dict(self.tables)
+        return new
+
+    def note(self, path: Dotted, place: str, value: Any) -> None:
+        self.said.setdefault(path, []).append((place, value))
+
+    def where(self, path: Dotted) -> str:
+        """Where the path, or the nearest table around it, was last said."""
+        for end in range(len(path), 0, -1):
+            said = self.said.get(path[:end])
+            if said and said[-1][1] is not REMOVED:
+                return said[-1][0]
+            if path[:end] in self.tables:
+                return self.tables[path[:end]]
+        return ""
+
+    def erase(self, path: Dotted, place: str) -> None:
+        """Everything at and below a path has been replaced or dropped."""
+        for each, said in self.said.items():
+            if inside(each, path) and said[-1][1] is not REMOVED:
+                said.append((place, REMOVED))
+        for each in [p for p in self.tables if inside(p, path)]:
+            del self.tables[each]
+
+
+def implied_use(path: Dotted) -> str | None:
+    """The primitive a component's table uses where it does not say: its own key."""
+    if len(path) == 2 and path[0] in CONTAINERS or len(path) == 4 and path[0] == "inner" and path[2] == "terms":
+        return path[-1]
+    return None
+
+
+def swaps(held: dict[str, Any], over: dict[str, Any], path: Dotted) -> bool:
+    """True where `over` uses another primitive than what it is laid over: the old options mean nothing to it."""
+    if "use" not in over:
+        return False
+    before = held.get("use", implied_use(path))
+    return over["use"] != before and (before is not None or path == ("evaluate",))
+
+
+def write(tables: dict[str, Any], path: Dotted, value: Any, origins: Origins, place: Place) -> None:
+    """Replace whatever stands at the path."""
+    if get(tables, path) is not MISSING:
+        origins.erase(path, place(path))
+    assign(tables, path, copy.deepcopy(value))
+    for end in range(1, len(path)):
+        origins.tables.setdefault(path[:end], place(path[:end]))
+    note(path, value, origins, place)
+
+
+def note(path: Dotted, value: Any, origins: Origins, place: Place) -> None:
+    if isinstance(value, dict):
+        origins.tables[path] = place(path)
+        for key, item in value.items():
+            note((*path, key), item, origins, place)
+    else:
+        origins.note(path, place(path), copy.deepcopy(value))
+
+
+def merge(tables: dict[str, Any], over: dict[str, Any], origins: Origins, place: Place, path: Dotted = ()) -> None:
+    """Lay `over` on `tables` at `path`: tables merge, a table that uses another primitive replaces the whole one below, all else replaces."""
+    for key, value in over.items():
+        here = (*path, key)
+        held = get(tables, here)
+        if isinstance(value, dict) and isinstance(held, dict) and not swaps(held, value, here):
+            origins.tables[here] = place(here)
+            merge(tables, value, origins, place, here)
+        else:
+            write(tables, here, value, origins, place)
+
+
+def drop(tables: dict[str, Any], path: Dotted, origins: Origins, place: str) -> None:
+    remove(tables, path)
+    origins.erase(path, place)
+
+
+def said_below(origins: Origins, path: Dotted) -> dict[Dotted, list[tuple[str, Any]]]:
+    return {each: said for each, said in origins.said.items() if inside(each, path)}
+
+
+__all__ = ["CONTAINERS", "REMOVED", "Origins", "Place", "drop", "implied_use", "leaves", "merge", "note", "said_below", "swaps", "write"]

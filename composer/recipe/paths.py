@@ -1,0 +1,59 @@
+"""Dotted paths into nested tables: `terms.kl.weight`, `evaluate."pgd-20".n`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+Dotted = tuple[str, ...]
+SEGMENT = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^."']+))\s*(\.|$)""")
+PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing", "__bool__": lambda self: False})()
+
+
+def split(text: str) -> Dotted:
+    """Errors: ValueError for a path with an empty segment or an open quote."""
+    found, at = [], 0
+    while True:
+        match = SEGMENT.match(text, at)
+        name = match and next((g for g in match.groups()[:3] if g is not None), "").strip()
+        if not match or not name:
+            raise ValueError(f"'{text}' is not a path; write names joined by dots, as in terms.kl.weight")
+        found.append(name)
+        at = match.end()
+        if match[4] == "":
+            return tuple(found)
+
+
+def show(path: Dotted) -> str:
+    return ".".join(s if PLAIN.fullmatch(s) else f'"{s}"' for s in path)
+
+
+def get(table: Any, path: Dotted, default: Any = MISSING) -> Any:
+    for key in path:
+        if not isinstance(table, dict) or key not in table:
+            return default
+        table = table[key]
+    return table
+
+
+def assign(table: dict[str, Any], path: Dotted, value: Any) -> None:
+    """Write a value, making the tables around it."""
+    for key in path[:-1]:
+        table = table.setdefault(key, {})
+    table[path[-1]] = value
+
+
+def remove(table: dict[str, Any], path: Dotted) -> None:
+    del get(table, path[:-1])[path[-1]]
+
+
+def leaves(value: Any, path: Dotted = ()) -> list[tuple[Dotted, Any]]:
+    """All values that are no table, and empty tables, with their paths."""
+    if isinstance(value, dict) and value:
+        return [leaf for key, item in value.items() for leaf in leaves(item, (*path, key))]
+    return [(path, value)]
+
+
+def inside(path: Dotted, of: Dotted) -> bool:
+    return path[:len(of)] == of

@@ -1,0 +1,60 @@
+"""`[search]`: the space a sweep draws from. Paths as in edits; a range or a list of choices each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from composer.recipe.edit import near
+from composer.recipe.keys import known
+from composer.recipe.paths import MISSING, get, split
+from composer.recipe.problems import Problems, quote
+from composer.registry import Registry
+
+RANGE = {"low", "high", "log", "step"}
+FIX = "write { low = 1.0, high = 100.0, log = true }, { low, high, step }, or { choices = [ … ] }"
+
+
+def check_search(table: dict[str, Any], tables: dict[str, Any], problems: Problems, registry: Registry) -> dict[str, dict[str, Any]]:
+    """Path -> the space of one value, as written. Problems: paths that are not there, ranges that are none."""
+    found = {}
+    for text, space in table.items():
+        here = ("search", text)
+        if isinstance(space, dict) and not set(space) & {*RANGE, "choices"} and "." not in text:
+            problems.add(here, f"{text} is a table of tables", why="a path with dots stands in quotes", fix=f'write "{text}.…" = {{ low = …, high = … }}')
+            continue
+        try:
+            path = split(text)
+        except ValueError as error:
+            problems.add(here, str(error))
+            continue
+        if get(tables, path) is MISSING and not known(tables, path, registry):
+            problems.add(here, f'"{text}"', why="there is no such path in the recipe", fix=near(tables, path))
+        why = _wrong(space)
+        if why:
+            problems.add(here, f'"{text}" = {quote(space)}', why=why, fix=FIX)
+        else:
+            found[text] = dict(space)
+    return found
+
+
+def _wrong(space: Any) -> str:
+    if not isinstance(space, dict):
+        return "a range or a list of choices is needed"
+    if "choices" in space:
+        fits = set(space) == {"choices"} and isinstance(space["choices"], list) and space["choices"]
+        return "" if fits else "choices is a list that is not empty, and stands alone"
+    extra = sorted(set(space) - RANGE)
+    if extra or not {"low", "high"} <= set(space):
+        return f"unknown key {extra[0]}" if extra else "low and high are needed"
+    numbers = [space[k] for k in ("low", "high", "step") if k in space]
+    if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
+        return "low, high and step are numbers"
+    if not isinstance(space.get("log", False), bool):
+        return "log is true or false"
+    if not space["low"] < space["high"]:
+        return "low must be below high"
+    if space.get("log") and space["low"] <= 0:
+        return "a logarithmic range starts above 0"
+    if space.get("log") and "step" in space:
+        return "a logarithmic range has no step"
+    return "" if space.get("step", 1) > 0 else "step must be above 0"

@@ -1,0 +1,215 @@
+"""Components of a recipe: a table that names a primitive, checked against that primitive's options."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from composer.errors import suggest
+from composer.options import FRACTION, Option, Ref, fraction, options_model, pixel_word, plain
+from composer.recipe import fixed
+from composer.recipe.paths import Dotted, assign
+from composer.recipe.problems import Problems, option_text, quote
+from composer.recipe.types import Threat
+from composer.registry import TERMLIKE, Primitive, Registry
+
+BAD: Any = type("Bad", (), {"__repr__": lambda self: "bad"})()
+
+
+def rebindable(primitive: Primitive) -> list[str]:
+    """The needs a recipe may give another tensor."""
+    if primitive.kind in TERMLIKE:
+        return [n.name for n in primitive.needs if not n.draw and not (primitive.kind == "radius" and n.name == "eps")]
+    if primitive.kind == "inner":
+        return [n.name for n in primitive.needs if n.name not in ("climb", "eps", "draws")]
+    if primitive.kind == "part":
+        moments = [n.name for moment in ("after_step", "epoch_end", "phase_end") for n in primitive.method_needs(moment)]
+        return [n for n in dict.fromkeys([*(n.name for n in primitive.needs), *moments]) if n not in ("model", "point")]
+    return []
+
+
+class Components:
+    """Reads component tables. What it accepts, with defaults filled in, is written to `full` (as TOML would say it)."""
+
+    def __init__(self, registry: Registry, problems: Problems):
+        self.registry, self.problems = registry, problems
+        self.full: dict[str, Any] = {}
+        self.threat: Threat | None = None
+        self._models: dict[Primitive, type[BaseModel]] = {}
+
+    # -- primitives ----------------------------------------------------------------------------------------------------------------
+
+    def primitive(self, kinds: tuple[str, ...], use: Any, path: Dotted) -> Primitive | None:
+        if not isinstance(use, str):
+            self.problems.add((*path, "use"), f"use = {quote(use)}", why=f"the name of a {' or '.join(kinds)} is needed, in quotes")
+            return None
+        for kind in kinds:
+            if self.registry.has(kind, use):
+                return self.registry.get(kind, use)
+        known = {name: kind for kind in reversed(kinds) for name in self.registry.names(kind)}
+        also = [kind for kind in ("loss", "view", "gain", "radius", "inner", "part", "schedule", "measure") if self.registry.has(kind, use)]
+        why = f"'{use}' is a {' and a '.join(also)}" if also else ""
+        self.problems.add((*path, "use"), f"there is no {' or '.join(kinds)} '{use}'", why=why,
+                          fix=suggest(use, known, f"names of kind {' or '.join(kinds)}"))
+        return None
+
+    def ref(self, kinds: tuple[str, ...], value: Any, path: Dotted, default: str | None = None) -> Any:
+        """A nested table (or bare name) as a checked Ref; BAD where it is wrong."""
+        given = {"use": value} if isinstance(value, str) else value
+        noun = " or ".join(kinds)
+        if not isinstance(given, dict):
+            self.problems.add(path, f"{path[-1]} = {quote(value)}", why=f"a {noun} is needed", fix='write its name, or { use = "name", … }')
+            return BAD
+        if "use" not in given and default is None:
+            self.problems.add(path, f"{path[-1]} = {quote(value)}", why="the table does not say what it uses",
+                              fix=f"add use = one of {', '.join(n for k in kinds for n in self.registry.names(k)) or 'none registered'}")
+            return BAD
+        primitive = self.primitive(kinds, given.get("use", default), path)
+        if primitive is None:
+            return BAD
+        extra: dict[str, Any] = {}
+        rest = {key: item for key, item in given.items() if key != "use"}
+        if primitive.kind == "model" and "head" in rest:
+            extra["head"] = self.ref(("head",), rest.pop("head"), (*path, "head"), "linear")
+        options = self.options(primitive, rest, path)
+        if options is None or BAD in extra.values():
+            return BAD
+        return Ref(primitive.kind, primitive.name, {**options, **extra})
+
+    # -- options -------------------------------------------------------------------------------------------------------------------
+
+    def options(self, primitive: Primitive, given: dict[str, Any], path: Dotted, legal: tuple[str, ...] = ()) -> dict[str, Any] | None:
+        """Checked options with defaults filled in; those of the threat are absent where left out. None where something is wrong."""
+        noun = f"{primitive.kind} '{primitive.name}'"
+        known = {o.name: o for o in primitive.options}
+        for key in [k for k in given if k not in known]:
+            self.unknown(path, key, noun, primitive.options, (*legal, *rebindable(primitive)), primitive.origin)
+        return self.check(noun, primitive.options, self.model(primitive), {k: v for k, v in given.items() if k in known}, path,
+                          failed=any(k not in known for k in given))
+
+    def model(self, primitive: Primitive) -> type[BaseModel]:
+        """Its Options, except that what [threat] supplies may be left out."""
+        if not any(o.threat and o.required for o in primitive.options):
+            return primitive.Options
+        if primitive not in self._models:
+            options = tuple(replace(o, default=None) if o.threat and o.required else o for o in primitive.options)
+            self._models[primitive] = options_model(f"{primitive.kind}_{primitive.name}", options)
+        return self._models[primitive]
+
+    def unknown(self, path: Dotted, key: str, noun: str, options: tuple[Option, ...], legal: tuple[str, ...], origin: str = "") -> None:
+        names = [*(o.name for o in options), *legal]
+        close = suggest(key, names, "")
+        fix = close if close.startswith("did you mean") else ""
+        texts = [f"options of {noun}: {'; '.join(option_text(o) for o in options) if options else 'none'}"] if noun else []
+        if legal:
+            texts.append(f"{'further' if noun else 'known'} keys: {', '.join(legal)}")
+        self.problems.add((*path, key), f"{noun or 'the table'} has no option '{key}'", why=f"defined at {origin}" if origin else "",
+                          fix="\n".join(filter(None, [fix, *texts])))
+
+    def check(self, noun: str, options: tuple[Option, ...], model: Any, given: dict[str, Any], path: Dotted, failed: bool = False) -> dict[str, Any] | None:
+        values: dict[str, Any] = {}
+        skipped = set()
+        for option in options:
+            if option.name in given:
+                value = given[option.name]
+            elif option.threat or not (isinstance(option.default, (str, dict)) and option.unit in ("nested", "pixels")):
+                continue
+            else:
+                value = option.default                     # a default written as a recipe would write it
+            value = self.nested(option, value, (*path, option.name))
+            if value is BAD:
+                skipped.add(option.name)
+            else:
+                values[option.name] = value
+        try:
+            checked = model(**values)
+        except ValidationError as error:
+            self._explain(error, noun, options, values, path, skipped)
+            return None
+        if skipped or failed:
+            return None
+        return {o.name: getattr(checked, o.name) for o in options if o.name in values or not o.threat}
+
+    def nested(self, option: Option, value: Any, path: Dotted) -> Any:
+        if isinstance(value, Ref) or value is None:
+            return value
+        named = isinstance(value, str) and option.accepts and option.accepts != ("schedule",)
+        if option.accepts and (isinstance(value, dict) or named):
+            return self.ref(option.accepts, value, path, "linear" if option.accepts == ("head",) else None)
+        if option.accepts and option.accepts != ("schedule",):
+            self.problems.add(path, f"{option.name} = {quote(value)}", why=f"{option.type_text} is needed")
+            return BAD
+        return value
+
+    def _explain(self, error: ValidationError, noun: str, options: tuple[Option, ...], given: dict[str, Any], path: Dotted, skipped: set[str]) -> None:
+        """One problem an option, in the user's words."""
+        by_name = {o.name: o for o in options}
+        for item in error.errors():
+            name = str(item["loc"][0])
+            option = by_name[name]
+            if item["type"] == "missing":
+                if name not in skipped:
+                    self.problems.add((*path, name), f"{noun} needs the option '{name}'", fix=f"add {name}: {option.type_text}")
+                continue
+            said = str(item.get("ctx", {}).get("error", "")) if item["type"] == "value_error" else ""
+            self.problems.add((*path, name), f"{name} = {quote(given.get(name))}", why=said or f"{noun} takes {name}: {option.type_text}",
+                              fix=option_text(option))
+
+    # -- threat and pixels ---------------------------------------------------------------------------------------------------------
+
+    def settle(self, primitive: Primitive, options: dict[str, Any]) -> dict[str, Any]:
+        """What was left to the threat filled in, and the threat's pixel words made numbers; words of eps stay for the plan."""
+        threat = self.threat
+        full: dict[str, Any] = {}
+        for option in primitive.options:
+            if option.name in options:
+                full[option.name] = options[option.name]
+            elif option.threat and threat is not None and hasattr(threat, option.name):
+                full[option.name] = getattr(threat, option.name)
+            elif not option.required:
+                full[option.name] = option.default
+        units = {o.name: o.unit for o in primitive.options}
+        full = {name: self.number(name, value) if units[name] == "pixels" or isinstance(value, Ref) else value for name, value in full.items()}
+        step = full.get("step")
+        if isinstance(step, float):                        # words of the component's own step
+            full = {n: _times(v, "step", step) if units[n] == "pixels" and n != "step" else v for n, v in full.items()}
+        return full
+
+    def number(self, name: str, value: Any) -> Any:
+        if isinstance(value, Ref):
+            if not self.registry.has(value.kind, value.use):
+                return value
+            units = {o.name: o.unit for o in self.registry.get(value.kind, value.use).options}
+            return Ref(value.kind, value.use, {k: self.number(k, v) if units.get(k) == "pixels" or isinstance(v, Ref) else v
+                                               for k, v in value.options.items()})
+        if isinstance(value, str) and self.threat is not None:
+            if FRACTION.match(value):
+                return fraction(value)
+            return _times(value, "threat", self.threat.step if name == "step" else self.threat.eps)
+        return value
+
+    def keep(self, path: Dotted, value: Any) -> None:
+        """Remember a checked value for the filled recipe."""
+        assign(self.full, path, plain(value))
+
+
+def _times(value: Any, word: str, size: float) -> Any:
+    """'threat/2' as a number where it is a word of `word`."""
+    found = pixel_word(value) if isinstance(value, str) else None
+    return found.factor * size if found and found.of == word else value
+
+
+def fixed_table(components: Components, name: str, given: Any, path: Dotted, *, extra: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    """A table of fixed.FIELDS, checked; `extra` are legal keys that somebody else reads."""
+    if not isinstance(given, dict):
+        components.problems.add(path, f"{path[-1]} = {quote(given)}", why="a table is needed")
+        return None
+    known = set(fixed.names(name))
+    strange = [key for key in given if key not in known and key not in extra]
+    for key in strange:
+        close = suggest(key, [*known, *extra], "keys")
+        components.problems.add((*path, key), f"[{name}] has no key '{key}'" if len(path) == 1 else f"there is no key '{key}' here", fix=close)
+    return components.check(f"[{'.'.join(path)}]", fixed.OPTIONS[name], fixed.MODELS[name], {k: v for k, v in given.items() if k in known}, path,
+                            failed=bool(strange))
