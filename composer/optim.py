@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn as nn
+from torch import nn
 
 from composer import registry
 from composer.callmodule import make_callable

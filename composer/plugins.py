@@ -65,8 +65,9 @@ def load_all(files: Iterable[str | Path] = (), cwd: str | Path | None = None, *,
     """
     load_catalogue()
     named = _named(files, Path(cwd or Path.cwd()), exact)
-    shipped = {path.name: path for path in _files_of(plugins_dir())}
-    replaced = {path.name for path, _ in named if shipped.get(path.name) != path} | {path.name for path in _stood_in()}
+    shipped = {path.name: path for path in files_of(plugins_dir())}
+    replaced = {path.name for path, _ in named if shipped.get(path.name) != path}
+    replaced |= {each.stands_for.name for each in _loaded.values() if each.stands_for}
     errors: list[ComposerError] = []
     for path in shipped.values():
         if path.name not in replaced:
@@ -74,21 +75,24 @@ def load_all(files: Iterable[str | Path] = (), cwd: str | Path | None = None, *,
     for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name):
         _try(errors, lambda point=point: _load_entry_point(point))
     for path, door in named:
-        original = shipped.get(path.name)
-        _try(errors, lambda path=path, door=door, original=original: _load(path, door, original if original != path else None))
+        _try(errors, lambda path=path, door=door: _load(path, door))
     if errors:
         raise errors[0] if len(errors) == 1 else Errors(errors)
     REGISTRY.frozen = True
     return list(_loaded.values())
 
 
+def load_shipped(without: Iterable[Path] = ()) -> None:
+    """Load the shipped plugins whose file names are not those of `without`."""
+    names = {path.name for path in without}
+    for path in files_of(plugins_dir()):
+        if path.name not in names:
+            _load(path, "shipped")
+
+
 def loaded() -> list[Loaded]:
     """The plugins loaded so far."""
     return list(_loaded.values())
-
-
-def _stood_in() -> set[Path]:
-    return {each.stands_for for each in _loaded.values() if each.stands_for}
 
 
 def for_workers() -> tuple[str, ...]:
@@ -124,14 +128,14 @@ def _named(files: Iterable[str | Path], cwd: Path, exact: bool) -> list[tuple[Pa
     for place, door, where in places:
         if not place.exists():
             errors.append(ComposerError(f"there is no plugin file or folder '{place}'", where=where, fix="check the name, or take it out"))
-        for path in _files_of(place) if place.is_dir() else [place.resolve()] if place.exists() else []:
+        for path in files_of(place) if place.is_dir() else [place.resolve()] if place.exists() else []:
             found.setdefault(path, door)
     if errors:
         raise errors[0] if len(errors) == 1 else Errors(errors)
     return list(found.items())
 
 
-def _files_of(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
     """The plugins of a folder, sorted: its .py files, without tests (test_*.py, conftest.py) and private files (_*.py)."""
     return [path.resolve() for path in sorted(folder.glob("*.py")) if not path.name.startswith(("test_", "_")) and path.name != "conftest.py"]
 
@@ -159,15 +163,18 @@ def _module_name(path: Path) -> str:
     return f"composer_plugin_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
 
 
-def _load(path: Path, door: str, stands_for: Path | None = None) -> None:
+def _load(path: Path, door: str) -> None:
     if path in _loaded:
         return
+    original = plugins_dir() / path.name
+    stands_for = original if original.is_file() and original != path else None
     name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ComposerError(f"'{path}' is no Python file", where=door, fix="a plugin is a file that ends in .py, or a folder of them")
-    if stands_for is not None and stands_for in _loaded and not REGISTRY.frozen:
-        REGISTRY.remove_file(_loaded.pop(stands_for).path or stands_for)
+    if stands_for in _loaded and not REGISTRY.frozen:
+        REGISTRY.remove_file(stands_for)
+        del _loaded[stands_for]
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
         with lazy_torch():

@@ -6,6 +6,7 @@ All count epochs completed, `epoch - 1` at the (1-based) epoch now running, so a
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated
 
 from composer.errors import ComposerError
@@ -69,11 +70,11 @@ def linear(epoch: int, epochs: int, *, points: list[tuple[Epochs, float]]) -> fl
     Errors: no point, or epochs that go backwards.
     """
     knots = [(whole_epochs(border, epochs), value) for border, value in points]
-    if not knots or any(a > b for (a, _), (b, _) in zip(knots, knots[1:])):
+    if not knots or any(a > b for (a, _), (b, _) in pairwise(knots)):
         raise ComposerError(f"linear needs points in order of their epochs, given {[list(p) for p in points]}",
                             fix='points = [["60/120", 0.01], ["90/120", 0.001]]')
     done = epoch - 1
-    for (x0, y0), (x1, y1) in zip(knots, knots[1:]):
+    for (x0, y0), (x1, y1) in pairwise(knots):
         if done < x1:
             return _line(done, x0, y0, x1, y1)
     return knots[-1][1]
@@ -90,7 +91,7 @@ def cyclic(progress: float, *, value: float, peak: Annotated[float, Gt(0), Le(1)
 
 
 @schedule
-def follow(ratio: float, *, path: str, value: float, early: Annotated[Epochs, Ge(0)] = 0.0) -> float:
+def follow(ratio: float, *, path: str, value: float, early: Annotated[int, Ge(0)] = 0) -> float:
     """A number that scales with another scheduled path, `early` epochs before it.
 
     Formula: value · (path's value `early` epochs ahead) / (path's first value)   [unit of value]

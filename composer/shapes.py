@@ -19,12 +19,13 @@ else:
 
 @dataclass(frozen=True)
 class Shape:
-    """What stands behind a tensor's name: dimensions, range, unit; `leaf` and `draw` tell the plan how it is made."""
+    """What stands behind a tensor's name: dimensions, range, unit; `leaf`, `point` and `draw` tell the plan how it is made."""
 
     name: str
     dims: str
     text: str = ""
     leaf: bool = False
+    point: bool = False
     draw: Literal["", "uniform", "gaussian", "rows"] = ""
 
 
@@ -42,6 +43,7 @@ Weight = Annotated[Tensor, Shape("Weight", "[K,D]", "weight of the head")]
 Module = Annotated[Any, Shape("Module", "", "the classifier: images -> logits")]
 
 Leaf = Annotated[Tensor, Shape("Leaf", "[N,C,H,W]", "the point `at`, made differentiable for this pass", leaf=True)]
+Point = Annotated[Tensor, Shape("Point", "[N,C,H,W]", "the images of the point `at`", point=True)]
 Uniform = Annotated[Tensor, Shape("Uniform", "[N,C,H,W]", "noise uniform in [0,1)", draw="uniform")]
 Gaussian = Annotated[Tensor, Shape("Gaussian", "[N,C,H,W]", "standard normal noise", draw="gaussian")]
 RowUniform = Annotated[Tensor, Shape("RowUniform", "[N,4]", "four numbers an example, uniform in [0,1)", draw="rows")]
@@ -68,6 +70,6 @@ NeedName = Annotated[str, Unit("need")]                      # the name of a ten
 
 __all__ = [
     "Epochs", "Features", "Gaussian", "Ge", "Gt", "HeadSpec", "Images", "Indices", "Labels", "Le", "Leaf", "LogProbs", "Logits", "LossSpec",
-    "Lt", "Module", "NeedName", "Norm", "PerExample", "Pixels", "Probs", "RowUniform", "Scalar", "Shape", "SoftLabels", "Start", "Tensor",
+    "Lt", "Module", "NeedName", "Norm", "PerExample", "Pixels", "Point", "Probs", "RowUniform", "Scalar", "Shape", "SoftLabels", "Start", "Tensor",
     "ThreatPixels", "ThreatSteps", "Uniform", "Unit", "Weight",
 ]

@@ -14,12 +14,13 @@ from typing import Any
 from composer._testing import functions, inners, parts, plain
 from composer._testing.linear import Linear, linear_model
 from composer._testing.report import Broken, ContractError, Result
+from composer._testing.scratch import scratch
 from composer._testing.tensors import tensors
 from composer.errors import ComposerError
 from composer.plugins import load_catalogue, load_file
 from composer.registry import KINDS, REGISTRY, TERMLIKE, Primitive
 
-__all__ = ["ContractError", "Linear", "Result", "contracts", "linear_model", "plugin", "tensors"]
+__all__ = ["ContractError", "Linear", "Result", "contracts", "linear_model", "plugin", "scratch", "tensors"]
 
 _OF_KIND = {**dict.fromkeys(TERMLIKE, functions.checks), "inner": inners.inner_checks, "start": inners.start_checks, "ball": inners.ball_checks,
             "part": parts.checks, "schedule": plain.schedule_checks, "phase": plain.phase_checks}
@@ -80,6 +81,6 @@ def _result(primitive: Primitive, contract: str, check: Callable[[], None]) -> R
         check()
     except Broken as broken:
         return Result(name, contract, False, str(broken))
-    except Exception as error:      # the primitive's own failure is a finding, not ours
+    except Exception as error:      # noqa: BLE001  the primitive's own failure is a finding, not ours
         return Result(name, contract, False, f"{type(error).__name__}: {error}")
     return Result(name, contract, True)

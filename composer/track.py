@@ -21,7 +21,7 @@ from composer.track_journal import Journal, journals, locked
 from composer.track_mlflow import Sender
 from composer.track_names import STATUS, bare, finite
 
-FLUSH = 15.0                                                  # seconds that `finish` waits for the server at most
+FLUSH = {"server": 15.0, "file": 60.0}                        # seconds that `finish` waits at most: for a server, for a database of ours
 PERIOD = 2.0                                                  # seconds between two deliveries while training
 RETRY = (2.0, 5.0, 15.0, 60.0)                                # seconds until the next try after each failure in a row
 
@@ -77,17 +77,21 @@ class NullTracker:
         return None
 
 
+def own_store(out: Path) -> str:
+    """The address of the SQLite store in `out`."""
+    return f"sqlite:///{os.path.abspath(out)}/mlflow.db"
+
+
 def store_uri(out: Path, uri: str | None = None) -> str:
     """The tracking store's absolute address: the one given, else MLFLOW_TRACKING_URI, else SQLite in `out`."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(os.path.abspath(out)) / uri.removeprefix('sqlite:///')}"
-    return uri
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or own_store(out)
+    return f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}" if uri.startswith("sqlite:///") else uri
 
 
 def artifact_root(out: Path, uri: str) -> str | None:
-    """Where a store of ours keeps files; a server decides for itself."""
-    return (Path(os.path.abspath(out)) / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+    """Where experiments of a bare database keep files (MLflow would take the working folder); a server decides for itself."""
+    bases = ("sqlite", "postgresql", "mysql", "mssql")
+    return (Path(os.path.abspath(out)) / "artifacts").as_uri() if uri.startswith(bases) else None
 
 
 def make_tracker(out: Path, *, experiment: str, uri: str | None = None, enabled: bool = True, folder: Path | None = None) -> Tracker:
@@ -120,7 +124,7 @@ class MlflowTracker:
         self.run_id = run_id or (state.get("run_id") if state.get("store") == bare(self.uri) else None)
         self._closing.clear()
         self._add("start", key=self.journal.key(), name=name, experiment=self.experiment, params=dict(params), tags=dict(tags), run_id=run_id,
-                  uri="" if self.uri == store_uri(self.out, "sqlite:///mlflow.db") else bare(self.uri))
+                  uri="" if self.uri == own_store(self.out) else bare(self.uri))
         self._thread = threading.Thread(target=self._work, name="composer-track", daemon=True)
         self._thread.start()
         return self.run_id
@@ -150,7 +154,7 @@ class MlflowTracker:
         self._closing.set()
         self._wake.set()
         if self._thread:
-            self._thread.join(FLUSH)
+            self._thread.join(FLUSH["file" if self.uri.startswith("sqlite") else "server"])
         if self.journal.waiting():
             self.note = (f"MLflow at {bare(self.uri)} has not taken all records{self._failed}; they are kept in {self.journal.path} and are sent "
                          "by the next composer run or composer ui.")
@@ -173,8 +177,8 @@ class MlflowTracker:
         with locked(self.journal.folder / "track.lock", wait=60) as mine:
             failures, rest = 0, False
             while mine:
-                closing = self._closing.is_set()
                 self._wake.clear()
+                closing = self._closing.is_set()              # after the clearing: `finish` sets the one, then the other
                 ok = self._flush()
                 failures = 0 if ok else failures + 1
                 if closing:
@@ -187,7 +191,7 @@ class MlflowTracker:
     def _flush(self) -> bool:
         try:
             self.sender.flush()
-        except Exception as error:                            # whatever a library or a network may raise: the run goes on
+        except Exception as error:  # noqa: BLE001  whatever a library or a network may raise, the run goes on
             self._failed = f" ({_first_line(error)})"
             return False
         self._failed, self.run_id = "", self.sender.run_id
@@ -201,7 +205,7 @@ def _first_line(error: Exception) -> str:
 
 
 def deliver(out: Path, seconds: float = 60.0) -> list[str]:
-    """Send what earlier processes could not; returns a sentence for each journal that still waits."""
+    """Send what earlier processes could not; returns a sentence for each journal that a store did not take."""
     deadline = time.monotonic() + seconds
     return _deliver_rest(Path(out), lambda: time.monotonic() > deadline)
 
@@ -218,7 +222,7 @@ def _deliver_rest(out: Path, stop: Callable[[], bool]) -> list[str]:
                 continue
             try:
                 Sender(journal, uri, artifact_root(out, uri), out).flush(stop)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 away.add(uri)
                 waiting.append(f"{journal.path}: MLflow at {bare(uri)} does not take it: {_first_line(error)}")
     return waiting
@@ -229,6 +233,6 @@ def _uri_of(journal: Journal, out: Path) -> str:
     starts = journal.starts()
     uri = starts[-1]["uri"] if starts else ""
     if not uri:
-        return store_uri(out, "sqlite:///mlflow.db")
+        return own_store(out)
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     return given if bare(given) == uri else uri

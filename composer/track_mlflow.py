@@ -30,7 +30,7 @@ def client_of(uri: str, out: Path) -> Any:
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
-        for noisy in ("mlflow", "alembic"):
+        for noisy in ("mlflow", "alembic", "urllib3.connectionpool"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         path = sqlite_path(uri)
         if path:
@@ -43,7 +43,7 @@ def client_of(uri: str, out: Path) -> Any:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 def experiment_id(client: Any, name: str, artifacts: str | None) -> str:

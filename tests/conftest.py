@@ -11,7 +11,7 @@ for _name in [n for n in os.environ if n.startswith(("COMPOSER_", "MLFLOW_", "RA
     del os.environ[_name]
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", RAY_USAGE_STATS_ENABLED="0", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
 
-import pytest  # noqa: E402
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,7 +17,7 @@ CODE = ("composer", "plugins")
 TEXT = ("composer", "plugins", "recipes", "docs", "tests", ".ci")
 RUNS_DATA = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 SPEAKS = ("composer/cli.py", "composer/verbs/", "composer/__main__.py")
-MACHINE = re.compile(r"/(work|farm|root|opt|home)/|/tmp/bash|C:\\\\|://[a-z.]*(pypi|pythonhosted)")
+MACHINE = re.compile(r"/(work|farm|root|opt|home)/\w|/tmp/bash|://[a-z.]*(pypi|pythonhosted)")
 
 
 def python(*folders: str) -> list[Path]:
@@ -44,7 +44,8 @@ def test_functions_fit_on_a_screen():
 
 
 def test_public_modules_say_what_they_are():
-    silent = [named(p) for p in python(*CODE) if p.read_text(encoding="utf-8").strip() and not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
+    sources = {named(p): ast.parse(p.read_text(encoding="utf-8")) for p in python(*CODE) if not p.name.startswith("test_")}
+    silent = [name for name, tree in sources.items() if tree.body and not ast.get_docstring(tree)]
     assert not silent, f"modules without a docstring: {silent}"
 
 
@@ -85,8 +86,8 @@ def test_the_search_for_dangers_itself(code, danger):
 
 def test_only_the_command_line_prints():
     found = [f"{named(p)}:{n.lineno}" for p in python("composer") if not named(p).startswith(SPEAKS) for n in nodes(p)
-             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "print"]
-    assert not found, f"print() outside the command line: {found}"
+             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "print" and "file" not in {k.arg for k in n.keywords}]
+    assert not found, f"print() outside the command line, to no stream that was given: {found}"
 
 
 def texts() -> list[Path]:
@@ -116,7 +117,7 @@ def cpu_seconds(*arguments: str) -> float:
 
     before = used()
     command = [sys.executable, "-c", "from composer.cli import main; main()", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "the command said nothing"
     return used() - before

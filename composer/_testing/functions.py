@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from composer._testing.report import need
+from composer._testing.static import Static
 from composer._testing.tensors import EPS, from_logits, head_roots, tensors, views, with_aliases
 from composer._testing.values import floats, is_rows, need_of, options_of, variants
 from composer.registry import Primitive
@@ -104,8 +105,8 @@ def extremes() -> list[dict[str, Tensor]]:
                 torch.where(own | other, big, tiny), tiny.expand(N, CLASSES), torch.where(own, big, torch.zeros(())), t["clean_logits"]]
     stacked = torch.stack(patterns)                                                                 # [P,N,K]
     rows = torch.arange(N)
-    pick = lambda shift: stacked[(rows + shift) % len(patterns), rows]                              # noqa: E731
-    return [{"clean": pick(shift), "adv": pick(shift + gap)} for shift, gap in ((0, 0), (0, 1), (1, 2), (0, 4), (2, 5))]
+    shifted = [stacked[(rows + shift) % len(patterns), rows] for shift in range(8)]
+    return [{"clean": shifted[shift], "adv": shifted[shift + gap]} for shift, gap in ((0, 0), (0, 1), (1, 2), (0, 4), (2, 5))]
 
 
 def finite(case: Case) -> None:
@@ -114,13 +115,13 @@ def finite(case: Case) -> None:
     for offsets in extremes():
         t, leaves = attached(tensors(N, CLASSES, 0, torch.float32), offsets)
         needs = case.needs(t)
-        free = [v.detach().clone().requires_grad_() for v in needs.values() if isinstance(v, Tensor) and v.is_floating_point() and not v.requires_grad]
-        needs.update(zip([k for k, v in needs.items() if isinstance(v, Tensor) and v.is_floating_point() and not v.requires_grad], free))
-        out = case.call(needs)
+        free = {name: v.detach().clone().requires_grad_() for name, v in needs.items()
+                if isinstance(v, Tensor) and v.is_floating_point() and not v.requires_grad}
+        out = case.call(needs | free)
         need(bool(torch.isfinite(out).all()), f"its value is not finite at logits of ±1e4: {_some(out)}")
         if not out.requires_grad:
             continue
-        for gradient in torch.autograd.grad(out.sum(), leaves + free, allow_unused=True):
+        for gradient in torch.autograd.grad(out.sum(), [*leaves, *free.values()], allow_unused=True):
             if gradient is not None:
                 need(bool(torch.isfinite(gradient).all()), f"its gradient is not finite at logits of ±1e4: {_some(gradient)}")
                 reached = True
@@ -144,7 +145,7 @@ def _rows_of(case: Case, t: dict[str, Any], index: Tensor) -> dict[str, Any]:
     if not case.leaf():
         return case.rows(case.needs(t), index)
     rows = case.rows(case.needs(t), index)
-    part = {name: value[index] if isinstance(value, Tensor) and name not in ("head_weight", "head_scale") and value.ndim else value for name, value in t.items()}
+    part = {name: value[index] if isinstance(value, Tensor) and value.ndim and name != "head_weight" else value for name, value in t.items()}
     fresh = case.needs(attached(part)[0])
     return {name: fresh[name] if name in t else rows[name] for name in rows}
 
@@ -154,6 +155,13 @@ def dials(case: Case) -> None:
     names = floats(case.primitive, case.options)
     as_dials = {name: torch.tensor(case.options[name], dtype=torch.float64) for name in names}
     need(close(case.call(case.batch()), case.call(case.batch(), **as_dials)), f"options {', '.join(names)} as 0-dim tensors change the result")
+
+
+def static(case: Case) -> None:
+    """No value is read in Python, no shape depends on one; dials as tensors."""
+    needs = case.batch(torch.float32)
+    with Static():
+        case.call(needs, **{name: torch.tensor(case.options[name]) for name in floats(case.primitive, case.options)})
 
 
 def traces(case: Case) -> None:
@@ -199,7 +207,7 @@ def checks(primitive: Primitive, given: Given, needs: Given) -> dict[str, Callab
     """The contracts that apply, by name."""
     usual = Case(primitive, options_of(primitive, given), needs)
     over: dict[str, Callable[[Case], None]] = {"shape": a_tensor if primitive.kind == "view" else per_example, "pure": pure, "finite": finite,
-                                               "permutation": permutes}
+                                               "permutation": permutes, "static": static}
     found: dict[str, Callable[[], None]] = {name: _each(check, primitive, given, needs) for name, check in over.items()}
     if floats(primitive, usual.options):
         found["dial"] = lambda: dials(usual)

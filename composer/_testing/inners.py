@@ -12,6 +12,7 @@ from torch import Tensor
 from composer._testing.functions import close
 from composer._testing.linear import Linear
 from composer._testing.report import need
+from composer._testing.static import Static
 from composer._testing.tensors import EPS, tensors
 from composer._testing.values import need_of, options_of
 from composer.inner.ascent import Ascent
@@ -61,9 +62,9 @@ class Scene:
 
     def _draws(self) -> dict[str, list[Tensor]]:
         generator = torch.Generator().manual_seed(5)
-        count = lambda of: of if isinstance(of, int) else int(self.options[of])                     # noqa: E731
         wanted = {"start": ("uniform", self.options.get("restarts", 1)), **self.primitive.flags.get("draws", {})}
-        return {name: [self._noise(kind, generator) for _ in range(count(of))] for name, (kind, of) in wanted.items()}
+        count = {name: of if isinstance(of, int) else int(self.options[of]) for name, (_, of) in wanted.items()}
+        return {name: [self._noise(kind, generator) for _ in range(count[name])] for name, (kind, _) in wanted.items()}
 
     def _noise(self, kind: str, generator: torch.Generator) -> Tensor:
         shape = (N, 4) if kind == "rows" else self.t["x"].shape
@@ -77,7 +78,8 @@ class Scene:
         rest = [self.given.get(n.name, pick(value) if isinstance(value := need_of(n, self.t), Tensor) and value.shape[:1] == (N,) else value)
                 for n in self.primitive.needs if n.name not in FIXED]
         draws = {name: [pick(v) for v in values] for name, values in self.draws.items()}
-        return self.primitive.fn(x, climb_of(self.t["model"], y, objective), self.eps if eps is None else eps, draws, *rest, **(self.options | options))
+        climb = climb_of(self.t["model"], y, objective)
+        return self.primitive.fn(x, climb, self.eps if eps is None else eps, draws, *rest, **(self.options | options))
 
     def length(self, change: Tensor) -> Tensor:
         return torch.linalg.vector_norm(change.flatten(1), ord=NORMS[self.norm], dim=1)
@@ -130,6 +132,11 @@ def pure(scene: Scene) -> None:
     need(torch.equal(first, second), "a second call with the same draws gives another point")
 
 
+def static(scene: Scene) -> None:
+    with Static():
+        scene.run()
+
+
 def permutes(scene: Scene) -> None:
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
     need(close(scene.run(order)["point"], scene.run()["point"][order], 1e-7), "permuting the batch does not permute the points")
@@ -145,8 +152,8 @@ def radii(scene: Scene) -> None:
 def inner_checks(primitive: Primitive, given: dict[str, Any], needs: dict[str, Any]) -> dict[str, Callable[[], None]]:
     options = options_of(primitive, given)
     scene = partial(Scene, primitive, options, needs)
-    found: dict[str, Callable[[], None]] = {name: (lambda check=check: check(scene())) for name, check in
-                                            (("form", form), ("pure", pure), ("inside", inside), ("permutation", permutes), ("radius", radii))}
+    every = {"form": form, "pure": pure, "inside": inside, "permutation": permutes, "radius": radii, "static": static}
+    found: dict[str, Callable[[], None]] = {name: (lambda check=check: check(scene())) for name, check in every.items()}
     if primitive.flags.get("optimum", True):
         norms = ("linf", "l2") if any(o.accepts == ("ball",) for o in primitive.options) else ("linf",)
         found |= {f"optimum {norm}": (lambda norm=norm: optimum(scene(norm))) for norm in norms}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from composer._testing.report import need
+from composer._testing.static import Static
 from composer._testing.tensors import tensors
 from composer._testing.values import floats, need_of, options_of, variants
 from composer.registry import Primitive
@@ -96,8 +97,8 @@ class Life:
 
 def _same(a: dict[str, Tensor], b: dict[str, Tensor], said: str) -> None:
     need(a.keys() == b.keys(), f"{said}: the tensors are {sorted(a)} and {sorted(b)}")
-    for name in a:
-        need(torch.equal(a[name], b[name]), f"{said}: '{name}' differs")
+    for name, value in a.items():
+        need(torch.equal(value, b[name]), f"{said}: '{name}' differs")
 
 
 def resumes(primitive: Primitive, options: dict[str, Any], given: dict[str, Any]) -> None:
@@ -132,6 +133,16 @@ def in_place(primitive: Primitive, options: dict[str, Any], given: dict[str, Any
     need(not any(tensor.requires_grad for tensor in after.values()), "the state carries a graph; detach what is stored")
 
 
+def static(primitive: Primitive, options: dict[str, Any], given: dict[str, Any]) -> None:
+    """`read` and `after_step` read no value in Python, and no shape depends on one."""
+    life = Life(primitive, options, given)
+    for method in ("read", "after_step"):
+        calls = life._calls(method, 0) if hasattr(life.part, method) else []
+        for args, rest in calls:
+            with Static():
+                getattr(life.part, method)(*args, **rest)
+
+
 def leaves_the_model(primitive: Primitive, options: dict[str, Any], given: dict[str, Any]) -> None:
     """A part that does not say `writes_model` never changes the model."""
     life, plain = Life(primitive, options, given), Net()
@@ -141,7 +152,7 @@ def leaves_the_model(primitive: Primitive, options: dict[str, Any], given: dict[
     _same(life.model.state_dict(), plain.state_dict(), "it changes the model and says writes_model = False")
 
 
-def names(primitive: Primitive, options: dict[str, Any], given: dict[str, Any]) -> None:
+def attributes(primitive: Primitive, options: dict[str, Any], given: dict[str, Any]) -> None:
     """Options are attributes (so a schedule can write them), and `read` gives what `makes` says."""
     part = primitive.fn(**options)
     missing = [o.name for o in primitive.options if not hasattr(part, o.name)]
@@ -182,7 +193,7 @@ def neutral(primitive: Primitive, options: dict[str, Any], given: dict[str, Any]
 
 def checks(primitive: Primitive, given: dict[str, Any], needs: dict[str, Any]) -> dict[str, Callable[[], None]]:
     usual = options_of(primitive, given)
-    listed = {"names": names, "resume": resumes, "in place": in_place}
+    listed = {"attributes": attributes, "resume": resumes, "in place": in_place, "static": static}
     if not getattr(primitive.fn, "writes_model", False):
         listed["leaves the model"] = leaves_the_model
     found: dict[str, Callable[[], None]] = {name: _each(check, primitive, given, needs) for name, check in listed.items()}

@@ -34,7 +34,7 @@ def tensors(n: int = 8, classes: int = 10, seed: int = 0, dtype: torch.dtype | N
                              "i": torch.randperm(10 * n, generator=generator)[:n]}
         t |= head_roots(model)
         t |= {f"{point}_{name}": value for point in ("clean", "adv") for name, value in views(model, t["x" if point == "clean" else "x_adv"]).items()}
-    return {key: value.detach() if isinstance(value, Tensor) else value for key, value in with_aliases(t).items()}
+    return with_aliases({key: value.detach() if isinstance(value, Tensor) else value for key, value in t.items()})
 
 
 def head_roots(model: Linear) -> dict[str, Any]:

@@ -25,10 +25,11 @@ def missing(name: str, root: Path, path: Path, *, archive: Path | None = None, s
     return ComposerError(f"data set '{name}' is not in {root}", why=why, fix=fix)
 
 
-def broken(path: Path, found: int, expected: int | None, why: str) -> ComposerError:
+def broken(path: Path, found: int, expected: int | None, why: str, *, official: bool = True) -> ComposerError:
     """The error for a file that is cut short, too long, or has other contents than it should."""
     size = f"expected {expected:,} bytes, found {found:,}" if expected is not None and expected != found else f"found {found:,} bytes"
-    return ComposerError(f"{path}: {size}", why=why, fix=f"remove {path} and fetch it again: {DOWNLOAD.format(root='ROOT')}")
+    fix = f"remove {path} and fetch it again: {DOWNLOAD.format(root='ROOT')}" if official else f"replace {path}"
+    return ComposerError(f"{path}: {size}", why=why, fix=fix)
 
 
 def first_broken(folder: Path, files: list[tuple[str, str | None]], sizes: dict[str, int]) -> ComposerError | None:
@@ -47,13 +48,14 @@ def downloading(name: str, root: Path) -> Iterator[None]:
     """A download that cannot hang, and whose failure is one plain error."""
     import tarfile
     import zipfile
+    from http.client import HTTPException
 
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
         root.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, RuntimeError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zipfile.BadZipFile) as error:
         raise ComposerError(f"data set '{name}' could not be downloaded into {root}", why=f"{type(error).__name__}: {error}",
                             fix="run the same command again, or put the official files there by hand") from error
     finally:

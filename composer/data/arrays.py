@@ -35,7 +35,7 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as held:
             if not hasattr(held, "files"):
-                raise broken(path, found, None, "it holds one bare array; an npz archive with named arrays is needed")
+                raise broken(path, found, None, "it holds one bare array; an npz archive with named arrays is needed", official=False)
             arrays = []
             for key in keys:
                 name = next((n for n in NAMES.get(key, (key,)) if n in held.files), None)
@@ -44,7 +44,7 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
                 arrays.append(held[name])
             return arrays
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
-        raise broken(path, found, None, f"not a whole npz archive of plain arrays: {error}") from None
+        raise broken(path, found, None, f"not a whole npz archive of plain arrays: {error}", official=False) from None
 
 
 def to_levels(x: np.ndarray, path: Path, *, scale: float, layout: str, quantise: bool) -> torch.Tensor:

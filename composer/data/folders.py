@@ -28,7 +28,7 @@ def _decode(path: Path, size: int, mode: str, fit: str) -> np.ndarray:
         with Image.open(path) as opened:
             image: Any = opened.convert(mode)
     except (OSError, SyntaxError, ValueError) as error:      # Pillow reports damaged files by all three
-        raise broken(path, path.stat().st_size, None, f"not a whole image: {error}") from None
+        raise broken(path, path.stat().st_size, None, f"not a whole image: {error}", official=False) from None
     if image.size != (size, size):
         how = Image.Resampling.BILINEAR      # Pillow's bilinear is antialiased
         image = ImageOps.fit(image, (size, size), how) if fit == "crop" else image.resize((size, size), how)

@@ -91,8 +91,6 @@ def data_set(name: str, train: Split, test: Split, classes: int, *, scale: float
 
 def load(use: str, options: dict[str, Any], root: Path | str, download: bool = False) -> DataSet:
     """The data set of that name. `options` as a recipe gives them (they are checked here again); `root` is the folder data lie in."""
-    from composer.data import arrays, cifar, digits, folders, idx, svhn  # noqa: F401  (they register the shipped sets)
-
     primitive = REGISTRY.get("data", use)
     try:
         checked = primitive.Options(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import platform
 from functools import cache
@@ -100,6 +101,10 @@ def sources(plan: Plan, uses: list[tuple[str, str]], registry: Registry) -> dict
             file = registry.get(kind, use).file
             if file and file.exists():
                 found[f"{kind}/{use}"] = file_digest(file)
+            for module in registry.get(kind, use).flags.get("sources", ()):      # private modules it is made of
+                spec = importlib.util.find_spec(module)
+                if spec and spec.origin:
+                    found[f"{kind}/{use}: {module}"] = file_digest(Path(spec.origin))
 
     walk(plan_content(plan))
     for kind, use in uses:

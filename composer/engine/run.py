@@ -16,11 +16,12 @@ from composer.engine.judge import Validator, judge, judged_weights
 from composer.engine.keys import first_difference
 from composer.engine.lock import Lock
 from composer.engine.session import Node, Session, Settings
-from composer.engine.train import Progress, Trainer, load_state
+from composer.engine.train import Progress, Trainer, stopped
 from composer.errors import ComposerError
 from composer.plan.cost import plan_cost
+from composer.plan.whole import title
 from composer.report.live import Live
-from composer.track import deliver, make_tracker
+from composer.track import make_tracker
 
 
 def run(recipe: Any, *, seed: int = 0, settings: Settings | None = None, tags: dict[str, str] | None = None) -> dict[str, Any]:
@@ -210,14 +211,19 @@ class Runner:
             weights["best"] = checkpoint.load(self.settings.out / "nodes" / best["node"] / best["file"]).tensors
         chosen = "best" if "best" in weights else "last"
         checkpoint.save(self.record.folder / "final.safetensors", checkpoint.Saved(weights[chosen], {"selected": chosen, "run": self.record.name}))
-        judged = judge(self.session, weights[chosen], full=True, progress=self.live.progress)
+        judged = judge(self.session, weights[chosen], full=True, progress=self._judging)
         other = next((w for w in weights if w != chosen), None)
         second = None
         if other and select.report == "both":
-            second = judge(self.session, weights[other], full=self.settings.full_other, progress=lambda n, d, t: self.live.progress(f"{other}/{n}", d, t))
+            second = judge(self.session, weights[other], full=self.settings.full_other, progress=lambda n, d, t: self._judging(f"{other}/{n}", d, t))
         result = self._result(trainer, judged, second, chosen, checkpoint.weights_digest(weights[chosen]), time.monotonic() - began)
         self._track_result(result, judged)
         return result
+
+    def _judging(self, name: str, done: int, total: int) -> None:
+        self.live.progress(name, done, total)
+        if self.stop:
+            raise stopped(self.stop, f"while judging by {name}", "training is done and what was judged is kept")
 
     def _result(self, trainer: Trainer, judged: Any, second: Any, chosen: str, digest: str, seconds: float) -> dict[str, Any]:
         totals = {"forward": 0, "dgrad": 0, "wgrad": 0}
@@ -248,13 +254,12 @@ class Runner:
     def _start_tracking(self) -> None:
         from composer.plan.explain import explain
 
-        threading.Thread(target=deliver, args=(self.settings.out,), daemon=True).start() if self.settings.track and False else None
         params = {"recipe": self.recipe.name, "setting": self.recipe.setting, "seed": self.seed} | flat(self.recipe.tables)
         tags = {"experiment_id": self.recipe.experiment_id, "prefix_key": self.session.nodes[-1].key, **self.tags}
         self.tracker.start(self.record.name, params, tags)
         if self.tracker.note:
             self.live.say(self.tracker.note)
-        filled, plan = self.recipe.filled(), "\n\n".join(explain(n.plan, title(n)) for n in self.session.nodes)
+        filled, plan = self.recipe.filled(), "\n\n".join(explain(n.plan, title(n.segment)) for n in self.session.nodes)
         atomic.write_text(self.record.folder / "recipe.toml", filled)
         atomic.write_text(self.record.folder / "plan.txt", plan + "\n")
         self.tracker.text(filled, "recipe.toml")
@@ -268,12 +273,6 @@ class Runner:
         for node in self.session.nodes:
             if (node.folder / "metrics.jsonl").exists():
                 self.tracker.artifact(node.folder / "metrics.jsonl", f"curves/{node.segment.first}-{node.segment.last}")
-
-
-def title(node: Node) -> str:
-    """The heading of a stretch in a printed plan."""
-    s = node.segment
-    return f"epochs {s.first}-{s.last}{' (' + ', '.join(s.phases) + ')' if s.phases else ''}{', optimiser afresh' if s.fresh else ''}"
 
 
 def flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -315,4 +314,4 @@ def _read_json(path: Path) -> Any:
         return None
 
 
-__all__ = ["Record", "Runner", "Settings", "load_state", "run"]
+__all__ = ["Record", "Runner", "Settings", "run"]

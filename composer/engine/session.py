@@ -17,8 +17,8 @@ from composer.engine.net import Net
 from composer.engine.streams import Streams
 from composer.errors import ComposerError
 from composer.options import plain
-from composer.plan.compile import compile_method
 from composer.plan.types import Plan
+from composer.plan.whole import place, plans_of, scheduled
 from composer.recipe.types import Segment
 from composer.registry import REGISTRY
 
@@ -52,30 +52,6 @@ class Node:
     key: str
     folder: Path
     adopted: str = ""
-
-
-def place(recipe: Any) -> Any:
-    """path -> where the user wrote it."""
-    def where(path: str) -> str:
-        origin = recipe.where(path) if hasattr(recipe, "where") else ""
-        return f"{origin}  {path}" if origin and path not in origin else origin or path
-    return where
-
-
-def scheduled(recipe: Any) -> dict[str, Any]:
-    """Numbers of a stretch that a schedule may move and that stand outside the method: learning rate, optimiser's options."""
-    return {"train.lr": recipe.train.lr, **{f"optim.{k}": v for k, v in recipe.optim.options.items()}}
-
-
-def plans_of(recipe: Any, *, share: bool = True) -> list[tuple[Segment, Plan]]:
-    """Every stretch of a recipe with its plan. Errors: what the method lacks, located."""
-    segments = recipe.segments()
-    points = tuple(dict.fromkeys(i.id for s in segments for i in s.recipe.method.inner if i.id != "weights"))
-    found = []
-    for segment in segments:
-        values = {k: v for k, v in scheduled(segment.recipe).items() if hasattr(v, "use")}
-        found.append((segment, compile_method(segment.recipe.method, share=share, where=place(recipe), elsewhere=points, train=values)))
-    return found
 
 
 class Session:

@@ -15,9 +15,10 @@ from composer.engine.checkpoint import Saved
 from composer.engine.dials import Clock, evaluate
 from composer.engine.lock import Lock
 from composer.engine.meter import Meter
-from composer.engine.session import Node, Session, scheduled
+from composer.engine.session import Node, Session
 from composer.engine.step import Executor
 from composer.errors import Diverged, Stopped
+from composer.plan.whole import scheduled
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Trainer:
                 if reason:
                     self._check_finite(epoch)
                     self.save()
-                    raise Stopped(f"stopped by {reason} in epoch {epoch}, after step {p.step}", why="a checkpoint was written", fix="run the same command again to go on")
+                    raise stopped(reason, f"in epoch {epoch}, after step {p.step}", "a checkpoint was written")
                 if time.monotonic() - self._saved_at > self.session.settings.checkpoint_seconds:
                     self._check_finite(epoch)
                     self.save()
@@ -162,7 +163,10 @@ class Trainer:
     def restore(self, saved: Saved, *, meter: bool = True, optimizer: bool = True) -> None:
         load_state(self.net, saved)
         if optimizer:
+            options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
             self.optimizer.load_state_dict(checkpoint.unflatten(saved.facts["optim"], saved.tensors))
+            for group, own in zip(self.optimizer.param_groups, options):      # a phase may have edited them
+                group.update(own)
         for id, part in self.parts.items():
             state = {k.removeprefix(f"parts/{id}/"): v for k, v in saved.tensors.items() if k.startswith(f"parts/{id}/")}
             if state:
@@ -184,6 +188,13 @@ class Trainer:
         self.meter.reset()
 
 
+def stopped(reason: str, when: str, kept: str) -> Stopped:
+    """A signal's stop; Ctrl-C answers 130, SIGTERM 75."""
+    error = Stopped(f"stopped by {reason} {when}", why=kept, fix="run the same command again to go on")
+    error.exit_code = 130 if reason == "Ctrl-C" else 75
+    return error
+
+
 def load_state(net: Any, saved: Saved) -> None:
     """Weights and buffers into the live network, in place."""
     live = net.model.state_dict()
@@ -192,4 +203,4 @@ def load_state(net: Any, saved: Saved) -> None:
             value.copy_(saved.tensors[f"model/{name}"])
 
 
-__all__ = ["Progress", "Trainer", "load_state"]
+__all__ = ["Progress", "Trainer", "load_state", "stopped"]

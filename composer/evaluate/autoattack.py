@@ -61,7 +61,8 @@ def load_library() -> Any:
 
 
 def run_autoattack(judge: Judge, x: Tensor, y: Tensor, draws: Draws, batch_size: int, report: Callable[..., None], slot: Slot, *,
-                   version: str, eps: float, norm: Ref) -> Measured:
+                   version: str, eps: float, norm: Ref, only: str = "", **settings: Any) -> Measured:
+    """The version's attacks in order, or the one named by `only` with `settings` put onto the library's object."""
     library = load_library()
     if norm.use not in NORMS:
         raise ComposerError(f"AutoAttack has no norm '{norm.use}'", fix=f"evaluate with one of {', '.join(NORMS)}")
@@ -69,10 +70,10 @@ def run_autoattack(judge: Judge, x: Tensor, y: Tensor, draws: Draws, batch_size:
     ledger = Ledger.load(slot) or _open(judge, x, y, batch_size)
     spent = ledger.facts["seconds"]
     with quiet_library() as warnings:
-        names, note = attacks_of(library, judge, eps, NORMS[norm.use], version, ledger.facts["classes"])
+        names, note = ([only], "") if only else attacks_of(library, judge, eps, NORMS[norm.use], version, ledger.facts["classes"])
         ledger.facts.update({"attacks": names} | ({"note": note} if note else {}))
         while ledger.attack < len(names):
-            attack = make_attack(library, judge, eps, NORMS[norm.use], version, names[ledger.attack], ledger.facts["classes"])
+            attack = make_attack(library, judge, eps, NORMS[norm.use], version, names[ledger.attack], ledger.facts["classes"], **settings)
             for done, total in _attack_rest(attack, names[ledger.attack], judge, x, y, draws, batch_size, eps, norm.use, ledger):
                 ledger.facts["seconds"] = spent + time.perf_counter() - began
                 ledger.facts["warnings"] = sorted(set(ledger.facts["warnings"]) | set(warnings))
@@ -136,7 +137,8 @@ def attacks_of(library: Any, judge: Judge, eps: float, norm: str, version: str, 
     return kept, f"{classes} classes: {why}; ran {', '.join(kept)}"
 
 
-def make_attack(library: Any, judge: Judge, eps: float, norm: str, version: str, name: str, classes: int) -> Callable[[Tensor, Tensor, int], Tensor]:
+def make_attack(library: Any, judge: Judge, eps: float, norm: str, version: str, name: str, classes: int,
+                **settings: Any) -> Callable[[Tensor, Tensor, int], Tensor]:
     """One attack of the version with the library's settings, as (x, y, seed) -> adversarial images (unbroken ones unmoved)."""
     suite = library(judge, eps=eps, norm=norm, version=version, seed=0, device=judge.device or "cpu")
     if name in ("apgd-ce", "apgd-dlr"):
@@ -152,6 +154,9 @@ def make_attack(library: Any, judge: Judge, eps: float, norm: str, version: str,
         attack.n_restarts = 1 if attack.targeted else attack.n_restarts
     else:
         attack = suite.square
+
+    for key, value in settings.items():
+        setattr(attack, key, value)
 
     def run(x: Tensor, y: Tensor, seed: int) -> Tensor:
         attack.seed, attack.device = seed, x.device

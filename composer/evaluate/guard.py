@@ -14,14 +14,16 @@ from composer.shapes import Tensor
 
 
 class Judge:
-    """Any model as images -> fresh float32 logits. A compiled module is judged eagerly, since dynamo's frames look like a dynamic defence.
+    """Any model as images -> fresh float32 logits, by its eager form where it is compiled.
 
-    Calling it under autograd gives gradients for the images only; parameters never see any.
+    Calling it under autograd gives contiguous gradients for the images only. A module's parameters are frozen by `undisturbed`; a bare
+    function may hide parameters, so its own graph is kept behind a wall.
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor]):
         self.model = getattr(model, "_orig_mod", model)
-        floats = [p for p in self.model.parameters() if p.is_floating_point()] if isinstance(self.model, torch.nn.Module) else []
+        self.module = self.model if isinstance(self.model, torch.nn.Module) else None
+        floats = [p for p in self.module.parameters() if p.is_floating_point()] if self.module is not None else []
         self.device = floats[0].device if floats else None
         self.dtype = floats[0].dtype if floats else torch.float32
 
@@ -30,6 +32,10 @@ class Judge:
 
     def __call__(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
+            if self.module is not None:
+                x = x.view_as(x)
+                x.register_hook(torch.Tensor.contiguous)      # channels-last weights give channels-last gradients, which some attacks `.view`
+                return self.raw(x)
             from composer.evaluate._isolated import isolated
 
             return isolated(self.raw, x)
@@ -46,13 +52,13 @@ class Judge:
 def undisturbed(model: Any) -> Iterator[Judge]:
     """Within the block the model is in eval mode with frozen parameters; everything is put back, also after an error."""
     judge = Judge(model)
-    module = judge.model if isinstance(judge.model, torch.nn.Module) else None
-    modes = [(m, m.training) for m in module.modules()] if module else []
-    params = [(p, p.requires_grad, p.grad) for p in module.parameters()] if module else []
+    module = judge.module
+    modes = [(m, m.training) for m in module.modules()] if module is not None else []
+    params = [(p, p.requires_grad, p.grad) for p in module.parameters()] if module is not None else []
     tracer = sys.gettrace()
     with random_states(), torch.inference_mode(False), torch.enable_grad():
         try:
-            if module:
+            if module is not None:
                 module.eval()
                 for p, *_ in params:
                     p.requires_grad_(False)

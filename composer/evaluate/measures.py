@@ -90,3 +90,40 @@ def aa(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report:
     from composer.evaluate.autoattack import run_autoattack
 
     return run_autoattack(model, x, y, draws, batch_size, report, slot, version=version, eps=eps, norm=norm)
+
+
+@measure(attack=True, partition=True, library="pyautoattack")
+def apgd_ce(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, slot: Any, *, eps: ThreatPixels, norm: Norm) -> Measured:
+    """Accuracy under AutoPGD on cross entropy alone: the first attack of AutoAttack, 100 iterations, one restart.
+
+    Formula: mean_i [correct(x_i) and apgd-ce does not break x_i]   [share of images]
+    Paper:   Croce and Hein, ICML 2020
+    """
+    from composer.evaluate.autoattack import run_autoattack
+
+    return run_autoattack(model, x, y, draws, batch_size, report, slot, version="standard", eps=eps, norm=norm, only="apgd-ce")
+
+
+@measure(attack=True, partition=True, library="pyautoattack")
+def fab(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, slot: Any, *, eps: ThreatPixels, norm: Norm) -> Measured:
+    """Accuracy under the targeted Fast Adaptive Boundary attack alone, as AutoAttack runs it: 100 iterations for each of up to 9 targets.
+
+    Formula: mean_i [correct(x_i) and fab-t finds nothing within eps of x_i]   [share of images]
+    Paper:   Croce and Hein, ICML 2020 (FAB)
+    """
+    from composer.evaluate.autoattack import run_autoattack
+
+    return run_autoattack(model, x, y, draws, batch_size, report, slot, version="standard", eps=eps, norm=norm, only="fab-t")
+
+
+@measure(attack=True, partition=True, library="pyautoattack")
+def square(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, slot: Any, *,
+           queries: Annotated[int, Ge(1)] = 5000, eps: ThreatPixels, norm: Norm) -> Measured:
+    """Accuracy under the Square attack alone: random squares, kept where the margin falls; no gradient.
+
+    Formula: mean_i [correct(x_i) and no query breaks x_i]   [share of images]
+    Paper:   Andriushchenko et al., ECCV 2020
+    """
+    from composer.evaluate.autoattack import run_autoattack
+
+    return run_autoattack(model, x, y, draws, batch_size, report, slot, version="standard", eps=eps, norm=norm, only="square", n_queries=queries)

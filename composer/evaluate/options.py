@@ -13,7 +13,8 @@ from composer.registry import REGISTRY
 def resolve_options(spec: MeasureSpec, threat: Threat) -> dict[str, Any]:
     """Every option of the measure with its value: numbers for pixels, a Ref for a nested primitive.
 
-    `eps` is settled first and `step` next, since other options may be words of them ("eps/4", "1.25*eps"); "threat" is the threat's eps.
+    `eps` is settled first and `step` next, since other options may be words of them ("eps/4", "1.25*eps"); "threat" is the threat's
+    eps, for `step` the threat's step.
     """
     primitive = REGISTRY.get("measure", spec.use)
     unknown = sorted(set(spec.options) - {o.name for o in primitive.options})
@@ -23,7 +24,8 @@ def resolve_options(spec: MeasureSpec, threat: Threat) -> dict[str, Any]:
     scale = {"threat": float(threat.eps), "eps": float(threat.eps), "step": float(threat.step)}
     settled: dict[str, Any] = {}
     for option in sorted(primitive.options, key=lambda o: {"eps": 0, "step": 1}.get(o.name, 2)):
-        settled[option.name] = _settle(option, _given(option, spec, threat), scale, spec)
+        words = scale | {"threat": float(threat.step)} if option.name == "step" else scale      # as everywhere in a recipe
+        settled[option.name] = _settle(option, _given(option, spec, threat), words, spec)
         if option.name in ("eps", "step"):
             scale[option.name] = settled[option.name]
     return {option.name: settled[option.name] for option in primitive.options}

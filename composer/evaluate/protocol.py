@@ -42,15 +42,18 @@ def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: 
     load_catalogue()
     _check(x, y, measures, batch_size)
     began = time.perf_counter()
-    verdicts, seconds = [], {}
+    verdicts: list[Verdict] = []
+    hashes: dict[int, str] = {}
     with undisturbed(model) as judge:
         seen = probe(judge, _move(judge, x[:batch_size]))
         for spec in measures:
             options = resolve_options(spec, threat)
             n = min(spec.n or len(y), len(y))
-            result = _once(spec, options, judge, x[:n], y[:n], seed, store, batch_size, progress, subject_digest)
+            if store and n not in hashes:
+                hashes[n] = data_digest(x[:n], y[:n])
+            about = _about(REGISTRY.get("measure", spec.use), options, hashes.get(n, ""), seed, batch_size, subject_digest)
+            result = _once(spec, options, judge, x[:n], y[:n], seed, batch_size, _slot(store, about), about, progress)
             verdicts.append(Verdict(spec.name, spec.use, options, result, bool(REGISTRY.get("measure", spec.use).flags.get("attack"))))
-            seconds[spec.name] = result.details.get("seconds", 0.0)
     return Evaluation(
         metrics={v.name: v.result.metric for v in verdicts}, n={v.name: len(v.result.values) for v in verdicts},
         flags={v.name: v.result.values for v in verdicts}, trust=judge_trust(verdicts, seen), seconds=time.perf_counter() - began,
@@ -89,12 +92,8 @@ def run_measure(spec: MeasureSpec, options: dict[str, Any], judge: Judge, x: Ten
     return result
 
 
-def measure_key(spec: MeasureSpec, options: dict[str, Any], x: Tensor, y: Tensor, seed: int, batch_size: int, subject: str) -> str:
-    """Name of the stored result: the registered measure and a digest of all that can change its flags. The printed name is not part of it."""
-    return f"{spec.use}-{digest(_about(REGISTRY.get('measure', spec.use), options, data_digest(x, y), seed, batch_size, subject))}"
-
-
 def _about(primitive: Primitive, options: dict[str, Any], data: str, seed: int, batch_size: int, subject: str) -> dict[str, Any]:
+    """All that can change the flags; the printed name is not part of it."""
     about = {"use": primitive.name, "options": plain(options), "data": data, "seed": seed, "subject": subject}
     if primitive.flags.get("partition"):
         about["batch_size"] = batch_size           # its random numbers depend on how the images are cut into batches
@@ -112,10 +111,12 @@ def _version(library: str) -> str:
         return "absent"
 
 
-def _once(spec: MeasureSpec, options: dict[str, Any], judge: Judge, x: Tensor, y: Tensor, seed: int, store: Path | str | None, batch_size: int,
-          progress: Progress | None, subject: str) -> Measured:
-    about = _about(REGISTRY.get("measure", spec.use), options, data_digest(x, y), seed, batch_size, subject) if store else {}
-    slot = Slot(Path(store) if store else None, f"{spec.use}-{digest(about)}")
+def _slot(store: Path | str | None, about: dict[str, Any]) -> Slot:
+    return Slot(Path(store) if store else None, f"{about['use']}-{digest(about)}")
+
+
+def _once(spec: MeasureSpec, options: dict[str, Any], judge: Judge, x: Tensor, y: Tensor, seed: int, batch_size: int, slot: Slot,
+          about: dict[str, Any], progress: Progress | None) -> Measured:
     held = slot.load()
     if held:
         return held

@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from composer.atomic import write_bytes, write_json
 from composer.evaluate.results import Measured
 from composer.shapes import Tensor
 
 FORMAT = 1
+UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)      # a torn or foreign file: the measure runs again
 
 
 def digest(value: Any) -> str:
@@ -54,7 +57,7 @@ class Slot:
             record = json.loads(self._path(".json").read_text())
             tensors, _ = _unpack(self._path(".safetensors"))
             values = tensors.pop("values")
-        except Exception:
+        except UNREADABLE:
             return None
         if record.get("format") != FORMAT or values.numel() != record.get("n"):
             return None
@@ -70,7 +73,7 @@ class Slot:
             return None
         try:
             return _unpack(self._path(".part"))
-        except Exception:
+        except UNREADABLE:
             return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class MLP(Classifier):
     def __init__(self, shape: tuple[int, int, int], widths: Sequence[int], head: Head):
         super().__init__()
         sizes = [math.prod(shape), *widths]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.head = head(sizes[-1])
 
     def features(self, x: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class VGG(Classifier):
                 channels = width
         self.layers = nn.Sequential(*layers)
         sizes = [channels, *hidden]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.head = head(sizes[-1])
 
     def features(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn as nn
+from torch import nn
 
 from composer.errors import ComposerError
 from composer.models.weights import LoadReport, load_weights
@@ -32,8 +32,6 @@ def build_model(spec: ModelSpec, shape: tuple[int, int, int], classes: int, seed
     Each parameter starts from the stream `init/<its name>`: adding a layer or changing the head changes no other parameter. Networks of a
     library (torchvision, timm) keep the weights their own construction draws, from one stream.
     """
-    from composer.models import external, heads, nets  # noqa: F401  (they register the shipped networks and heads)
-
     builder, top = REGISTRY.get("model", spec.use), REGISTRY.get("head", spec.head.use)
 
     def head(features: int) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn as nn
+from torch import nn
 
 from composer.errors import ComposerError, suggest
 from composer.registry import model
@@ -14,7 +14,7 @@ from composer.shapes import Module
 WITHOUT_SIDE_OUTPUTS = {"googlenet": {"aux_logits": False, "init_weights": True}, "inception_v3": {"aux_logits": False, "init_weights": True}}
 
 
-@model(sources=("composer.models._base",))
+@model(sources=("composer.models._base", "composer.models.build"))
 def torchvision(shape: tuple[int, int, int], classes: int, head: Any, *, name: str) -> Module:
     """Any classification network of torchvision by name, its last linear layer replaced by the head; fresh weights by torchvision's rules.
 
@@ -46,7 +46,7 @@ def torchvision(shape: tuple[int, int, int], classes: int, head: Any, *, name: s
     return Foreign(net, width_of(net, shape, f"torchvision {name}"), head)
 
 
-@model(sources=("composer.models._base",))
+@model(sources=("composer.models._base", "composer.models.build"))
 def timm(shape: tuple[int, int, int], classes: int, head: Any, *, name: str) -> Module:
     """Any network of timm by name (the extra `timm`), its classifier replaced by the head; fresh weights by timm's rules.
 

@@ -12,7 +12,7 @@ from composer.registry import model
 from composer.shapes import Ge, Gt, Lt, Module
 
 
-@model(sources=("composer.models._plain", "composer.models._base"))
+@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"))
 def mlp(shape: tuple[int, int, int], classes: int, head: Any, *, widths: tuple[int, ...] = (1024, 1024, 1024, 1024)) -> Module:
     """Fully connected ReLU network on the flattened image; 3,962,890 parameters on 1x28x28 with 10 classes.
 
@@ -26,7 +26,7 @@ def mlp(shape: tuple[int, int, int], classes: int, head: Any, *, widths: tuple[i
     return MLP(shape, widths, head)
 
 
-@model(sources=("composer.models._plain", "composer.models._base"))
+@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"))
 def cnn4(shape: tuple[int, int, int], classes: int, head: Any, *, channels: tuple[int, ...] = (64, 64, 128, 128)) -> Module:
     """Four convolutions without padding or batch norm and a global average pool; 330,058 parameters on CIFAR-10.
 
@@ -42,7 +42,7 @@ def cnn4(shape: tuple[int, int, int], classes: int, head: Any, *, channels: tupl
     return CNN4(shape[0], channels, head)
 
 
-@model(sources=("composer.models._plain", "composer.models._base"))
+@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"))
 def small_cnn(shape: tuple[int, int, int], classes: int, head: Any, *, channels: tuple[int, ...] = (32, 64, 64)) -> Module:
     """Three 3x3 convolutions with batch norm and ReLU; stride 2 from the second on while the map is wider than 4 pixels; flattened.
 
@@ -55,7 +55,7 @@ def small_cnn(shape: tuple[int, int, int], classes: int, head: Any, *, channels:
     return SmallCNN(shape, channels, head)
 
 
-@model(sources=("composer.models._plain", "composer.models._base"))
+@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"))
 def vgg16_bn(shape: tuple[int, int, int], classes: int, head: Any, *, hidden: tuple[int, ...] = ()) -> Module:
     """VGG-16 with batch norm, 13 convolutions and one layer 512 -> K: 14,728,266 parameters on CIFAR-10.
 
@@ -70,7 +70,7 @@ def vgg16_bn(shape: tuple[int, int, int], classes: int, head: Any, *, hidden: tu
     return VGG(shape[0], hidden, head)
 
 
-@model(sources=("composer.models._resnet", "composer.models._base"))
+@model(sources=("composer.models._resnet", "composer.models._base", "composer.models.build"))
 def resnet18(shape: tuple[int, int, int], classes: int, head: Any) -> Module:
     """ResNet-18 in CIFAR form (3x3 stem, no max pool, global average pool): 11,173,962 parameters with 10 classes, 11,271,432 with 200.
 
@@ -82,7 +82,7 @@ def resnet18(shape: tuple[int, int, int], classes: int, head: Any) -> Module:
     return ResNet18(shape[0], head)
 
 
-@model(sources=("composer.models._resnet", "composer.models._base"))
+@model(sources=("composer.models._resnet", "composer.models._base", "composer.models.build"))
 def preact_resnet18(shape: tuple[int, int, int], classes: int, head: Any, *, final_bn: bool = False) -> Module:
     """Pre-activation ResNet-18 in CIFAR form: 11,171,146 parameters with 10 classes, with `final_bn` (norm and ReLU before the pool) 11,172,170.
 
@@ -94,7 +94,7 @@ def preact_resnet18(shape: tuple[int, int, int], classes: int, head: Any, *, fin
     return PreActResNet18(shape[0], head, final_bn)
 
 
-@model(sources=("composer.models._wrn", "composer.models._base"))
+@model(sources=("composer.models._wrn", "composer.models._base", "composer.models.build"))
 def wrn(shape: tuple[int, int, int], classes: int, head: Any, *, depth: Annotated[int, Gt(0)] = 34, width: Annotated[int, Gt(0)] = 10,
         depth_rule: Literal["6n+4", "6n+2"] = "6n+4", shortcut: Literal["conv", "pool_pad"] = "conv",
         activation: Literal["relu", "silu", "leaky_relu"] = "relu", slope: Annotated[float, Ge(0)] = 0.1,

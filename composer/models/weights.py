@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn as nn
+from torch import nn
 
 from composer.errors import ComposerError
 from composer.shapes import Tensor
@@ -74,7 +74,7 @@ def read_file(file: Path) -> tuple[Any, str]:
             raise ComposerError(f"weights {file}", why=f"not a whole safetensors file ({file.stat().st_size:,} bytes): {error}") from None
     try:
         return torch.load(file, map_location="cpu", weights_only=True), "torch"
-    except Exception as error:      # torch.load raises nearly anything for a damaged or foreign file
+    except Exception as error:  # noqa: BLE001 (torch.load raises nearly anything for a damaged or foreign file)
         raise ComposerError(f"weights {file}", why=f"not a file of plain tensors ({file.stat().st_size:,} bytes): {str(error).splitlines()[0]}",
                             fix="save the state dict alone with safetensors, in a program you trust the file with") from None
 

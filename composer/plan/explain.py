@@ -17,7 +17,7 @@ def number(value: Any) -> str:
     if isinstance(value, Pixel):
         return f"{value.factor:g}*{value.of}" if value.factor >= 1 else f"{value.of}/{1 / value.factor:g}"
     if isinstance(value, Ref):
-        inside = ", ".join(f"{k}={number(v)}" for k, v in value.options.items())
+        inside = options(value.options)
         return f"{value.use}({inside})" if inside else value.use
     if isinstance(value, float):
         return f"{value:g}"
@@ -27,7 +27,7 @@ def number(value: Any) -> str:
 
 
 def options(values: dict[str, Any]) -> str:
-    return ", ".join(f"{k}={number(v)}" for k, v in values.items() if v is not None)
+    return ", ".join(f"{k}={number(v)}" for k, v in values.items() if v is not None and v != [] and v != ())
 
 
 def step_line(step: Step, bn: str) -> str:
@@ -64,16 +64,16 @@ def cost_line(cost: Cost) -> str:
 def inner_lines(inner: InnerPlan, plan: Plan) -> list[str]:
     lines = [f"inner {inner.id} = {inner.use}(eps={number(inner.eps)}{', ' if inner.options else ''}{options(inner.options)})  [bn {inner.bn}]"]
     if inner.args:
-        lines.append("  reads   " + ", ".join(a.slot for a in inner.args))
-    for label, program in (("once", inner.preamble), (f"each of {inner.climbs}", inner.body)):
+        lines.append("  reads       " + ", ".join(a.slot for a in inner.args))
+    for label, program in (("once", inner.preamble), (f"each of {inner.climbs or inner.forwards}", inner.body)):
         for k, step in enumerate(program.steps):
-            lines.append(f"  {label if k == 0 else '':<10}{step_line(step, inner.bn)}")
+            lines.append(f"  {label if k == 0 else '':<12}{step_line(step, inner.bn)}")
     climbs = f"surface {inner.body.surface}" if inner.body.surface else sum_line(inner.body.terms)
-    lines.append(f"  {'descends' if inner.body.surface else 'climbs':<10}{climbs}")
+    lines.append(f"  {'descends' if inner.body.surface else 'climbs':<12}{climbs}")
     more = [slot for key, slot in inner.makes[1:]]
     if more:
-        lines.append(f"  makes     {', '.join(more)}")
-    lines.append(f"  costs     {cost_line(inner_cost(inner))}")
+        lines.append(f"  makes       {', '.join(more)}")
+    lines.append(f"  costs       {cost_line(inner_cost(inner))}")
     return lines
 
 

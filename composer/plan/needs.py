@@ -205,7 +205,7 @@ class Builder:
         key = ("call", use.kind, use.use, tuple(args), repr(sorted(options.items(), key=lambda kv: kv[0])), use.normalise)
         if key not in self.memo:
             leaf = any(n.leaf for n in primitive.needs)
-            name = self._free(out or path, bn)
+            name = self._free(out or path, self.bn) if (out or path) not in self._taken() else self._free(out or path, bn)
             call = Call(path, use.kind, use.use, tuple(args), name, options, use.normalise, second_order=leaf or primitive.flags.get("second_order", False))
             self._add(call, key, name)
             if primitive.flags.get("couples") == "batch" or use.normalise:
@@ -216,6 +216,8 @@ class Builder:
         if need.leaf:
             self.forward(point_of(at), bn, leaf=True)
             return f"{point_of(at)}@leaf" + ("" if (bn != "eval") == (self.bn != "eval") else f"@{'eval' if bn == 'eval' else 'batch'}")
+        if need.shape and need.shape.point:
+            return self.tensor(point_of(at), at, bn)
         if need.draw:
             name = f"{path}.{need.name}"
             self.world.draws.setdefault(name, Draw(name, need.draw))
@@ -225,6 +227,8 @@ class Builder:
     def read(self, use: Use, primitive: Primitive, prefix: str | None, bn: str) -> dict[str, str]:
         """A part's views, at one point or at none."""
         key = ("read", use.id, prefix, bn != "eval")
+        if self.prelude is not None and ("read", use.id, prefix) in self.prelude.memo:
+            self.memo[key] = self.prelude.memo["read", use.id, prefix]
         if key not in self.memo:
             at = prefix or self.at
             args = tuple(Arg(n.name, self._need(n, use, f"parts.{use.id}", at, bn)) for n in primitive.needs)
@@ -232,9 +236,8 @@ class Builder:
             outs = tuple((name, self._free(base + name, bn)) for name in primitive.fn.makes)  # type: ignore[attr-defined]
             fixed = not getattr(primitive.fn, "live", False) and all(a.slot in ("x", "y", "y_soft", "i") for a in args)
             home = self.prelude if fixed and self.prelude is not None else self
-            home._add(Read(use.id, prefix, args, outs), key, outs[0][1])
-            if home is not self:
-                self.memo[key] = outs[0][1]
+            home._add(Read(use.id, prefix, args, outs), key if home is self else ("read", use.id, prefix), outs[0][1])
+            self.memo[key] = outs[0][1]
             self.world.parts_read.add(use.id)
             seen = self.world.part_points.setdefault(use.id, [])
             if prefix and prefix not in seen:
@@ -244,8 +247,11 @@ class Builder:
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------------------
 
+    def _taken(self) -> set[str]:
+        return {slot for step in self.steps for slot in step.writes_to}
+
     def _free(self, name: str, bn: str) -> str:
-        taken = {slot for step in self.steps for slot in step.writes_to}
+        taken = self._taken()
         suffix = "" if (bn != "eval") == (self.bn != "eval") else ("@eval" if bn == "eval" else "@batch")
         candidate, n = name + suffix, 2
         while candidate in taken:

@@ -11,6 +11,7 @@ from composer.errors import ComposerError
 from composer.recipe import merge as layer
 from composer.recipe.merge import Origins, Place
 from composer.recipe.paths import MISSING, Dotted, get, inside, leaves, show, split
+from composer.recipe.write import quote
 
 Known = Callable[[dict[str, Any], Dotted], bool]       # is the path one that could be written here (an option left at its default)?
 Said = tuple[Any, str]                                 # value, place
@@ -42,7 +43,8 @@ def read_edit(name: str, table: Any, where: str, place: Place, errors: list[Comp
     """An edit from `{ set = {…}, drop = […], put = {…} }`. `place` gets the path below that table."""
     edit = Edit(name, where)
     if not isinstance(table, dict):
-        errors.append(ComposerError(f"{name} = {table!r}", where=where, why="an edit is a table", fix='write { set = { "path" = value }, drop = ["path"] }'))
+        errors.append(ComposerError(f"{name} = {table!r}", where=where, why="an edit is a table",
+                                    fix='write { set = { "path" = value }, drop = ["path"] }'))
         return edit
     for key in sorted(set(table) - {"set", "drop", "put"}):
         errors.append(ComposerError(f"'{key}' is no part of an edit", where=place((key,)), fix="an edit has set, drop and put"))
@@ -95,8 +97,8 @@ class Editor:
     def apply(self, edits: Iterable[Edit]) -> None:
         edits = [e for e in edits if not e.empty]
         for first, second, path in conflicts(edits):
-            self.fail(second.set[path][1], path, f"set to {second.set[path][0]!r} by {second.name} and to {first.set[path][0]!r} by {first.name}",
-                      fix="let one of them set it")
+            self.fail(second.set[path][1], show(path), f"{second.name} sets it to {quote(second.set[path][0])}, "
+                      f"{first.name} to {quote(first.set[path][0])}", fix="let one of them set it")
         drops = {path: (place, edit) for edit in edits for path, place in edit.drop.items()}
         before = [path for edit in edits for path in edit.set]
         for edit in edits:
@@ -109,8 +111,8 @@ class Editor:
             for path, (value, place) in edit.put.items():
                 self.put(path, value, place, [gone for gone, (_, by) in drops.items() if by is not edit])
 
-    def fail(self, place: str, path: Dotted, why: str, fix: str = "") -> None:
-        self.errors.append(ComposerError(show(path), where=place, why=why, fix=fix))
+    def fail(self, place: str, what: str, why: str, fix: str = "") -> None:
+        self.errors.append(ComposerError(what, where=place, why=why, fix=fix))
 
     def exists(self, tables: dict[str, Any], path: Dotted) -> bool:
         return get(tables, path) is not MISSING or self.known(tables, path)
@@ -119,7 +121,7 @@ class Editor:
         if not self.exists(self.tables, path):
             if self.exists(self.base, path) and not any(len(p) < len(path) and inside(path, p) for p in before):
                 return                                     # inside what an earlier layer dropped: void
-            return self.fail(place, path, "set: there is no such path in the recipe", near(self.tables, path))
+            return self.fail(place, f"set {show(path)} = {quote(value)}", "there is no such path in the recipe", near(self.tables, path))
         if path == ("evaluate", "use") and self.start_evaluate:
             return self.start_evaluate(self.tables, value, self.origins, place)
         holder = get(self.tables, path[:-1])
@@ -131,20 +133,20 @@ class Editor:
         if get(self.tables, path) is not MISSING:
             layer.drop(self.tables, path, self.origins, place)
         elif get(self.base, path) is MISSING and not any(inside(path, gone) for gone in others):
-            self.fail(place, path, "drop: there is no such path in the recipe", near(self.base, path))
+            self.fail(place, f"drop {show(path)}", "there is no such path in the recipe", near(self.base, path))
 
     def put(self, path: Dotted, value: Any, place: str, gone: list[Dotted]) -> None:
         if any(inside(path, g) for g in gone):
             return
         if get(self.tables, path) is not MISSING:
-            return self.fail(place, path, f"put: the recipe has it already ({self.origins.where(path)})", "use set to change it")
+            return self.fail(place, f"put {show(path)}", f"the recipe has it already ({self.origins.where(path)})", "use set to change it")
         parent = get(self.tables, path[:-1])
         if parent is MISSING and len(path) > 2 and get(self.base, path[:-1]) is not MISSING:
             return None                                    # inside what an earlier layer dropped: void
         if parent is MISSING and len(path) > 2 and not (len(path) == 4 and path[2] == "terms" and get(self.tables, path[:2]) is not MISSING):
-            return self.fail(place, path, f"put: there is no table {show(path[:-1])} to put it into", near(self.tables, path[:-1]))
+            return self.fail(place, f"put {show(path)}", f"there is no table {show(path[:-1])} to put it into", near(self.tables, path[:-1]))
         if parent is not MISSING and not isinstance(parent, dict):
-            return self.fail(place, path, f"put: {show(path[:-1])} is {parent!r}, no table")
+            return self.fail(place, f"put {show(path)}", f"{show(path[:-1])} is {parent!r}, no table")
         layer.write(self.tables, path, value, self.origins, lambda _: place)
 
 
@@ -161,7 +163,7 @@ def conflicts(edits: list[Edit]) -> list[tuple[Edit, Edit, Dotted]]:
 
 def near(tables: dict[str, Any], path: Dotted) -> str:
     """A fix for a path that is not there: the closest ones that are, or what the nearest table holds."""
-    here = [show(p[:end]) for p, _ in leaves(tables) for end in range(1, len(p) + 1)]
+    here = [show(p[:end]) for p, _ in leaves(tables) for end in range(1, len(p) + 1) if p[0] not in ("search", "toggle")]
     close = difflib.get_close_matches(show(path), sorted(set(here)), n=3, cutoff=0.75)
     if close:
         return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"

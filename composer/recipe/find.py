@@ -35,7 +35,8 @@ def setting_names(root: Path) -> list[str]:
 def find_recipe(name: str | Path, root: Path) -> Path:
     """Errors: ComposerError with the closest names where there is no such file."""
     text = str(name)
-    found = _toml(Path(text)) or (_toml(root / text) if not Path(text).is_absolute() else None)
+    shipped = [] if Path(text).is_absolute() else [root / text, *([root.parent / text] if Path(text).parts[:1] == (root.name,) else [])]
+    found = next(filter(None, map(_toml, [Path(text), *shipped])), None)
     if found and not (found.parent == root and found.stem in ("papers", "protocols")):
         return found
     if Path(text).is_file():

@@ -36,6 +36,7 @@ class Stack:
     commanded: frozenset[Dotted] = frozenset()                       # paths of the command line
     others: tuple[Edit, ...] = ()                                    # [on] tables of settings it does not run on now
     protocols: Doc | None = None
+    beneath: dict[str, Any] = field(default_factory=dict)            # what the settings alone say
 
     def start_evaluate(self, tables: dict[str, Any], name: Any, origins: Origins, place: str) -> None:
         """A new protocol: its table is the lowest layer of [evaluate]. An unknown one is left for the schema to name."""
@@ -63,6 +64,7 @@ def assemble(path: str | Path, *, setting: str | None, sets: Sequence[str], drop
     for doc in benches:
         _check_heads(doc, {"extends", "for"}, errors)
         _lay(stack, {k: v for k, v in doc.table.items() if k not in HEADS | OWN | {"paper"}}, doc)
+    stack.beneath = copy.deepcopy(stack.tables)
     for doc in docs:
         _check_heads(doc, {"extends", "setting", "drop", "on"}, errors)
         _drop_parents(stack, doc, errors)
@@ -105,7 +107,8 @@ def _edits(stack: Stack, docs: list[Doc], benches: list[Doc], root: Path, known:
     """[on] of parent and child merged, general before special; then [for], eldest name first."""
     on = _collect("on", docs, errors)
     for name, edit in on.items():
-        if name not in stack.settings and name not in find.setting_names(root) and not (docs[-1].path.parent / "settings" / f"{name}.toml").is_file():
+        beside = docs[-1].path.parent / "settings" / f"{name}.toml"
+        if name not in (*stack.settings, *find.setting_names(root)) and not beside.is_file():
             errors.append(ComposerError(f"on.{name}", where=edit.where, why="there is no such setting",
                                         fix=suggest(name, [*find.setting_names(root), *stack.settings], "settings")))
     stack.others = tuple(edit for name, edit in on.items() if name not in stack.settings)

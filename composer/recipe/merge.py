@@ -8,7 +8,7 @@ from typing import Any
 
 from composer.recipe.paths import MISSING, Dotted, assign, get, inside, leaves, remove
 
-REMOVED: Any = type("Removed", (), {"__repr__": lambda self: "removed"})()
+REMOVED: Any = type("Removed", (), {"__repr__": lambda self: "removed", "__reduce__": lambda self: "REMOVED"})()      # pickles as itself
 Place = Callable[[Dotted], str]
 CONTAINERS = ("terms", "views", "parts", "augment", "evaluate", "trace")     # their tables' `use` defaults to the key
 
@@ -49,10 +49,10 @@ class Origins:
 
 
 def implied_use(path: Dotted) -> str | None:
-    """The primitive a component's table uses where it does not say: its own key."""
+    """The primitive a component's table uses where it does not say: its own key; a head is linear."""
     if len(path) == 2 and path[0] in CONTAINERS or len(path) == 4 and path[0] == "inner" and path[2] == "terms":
         return path[-1]
-    return None
+    return "linear" if path == ("model", "head") else None
 
 
 def swaps(held: dict[str, Any], over: dict[str, Any], path: Dotted) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 Dotted = tuple[str, ...]
 SEGMENT = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^."']+))\s*(\.|$)""")
 PLAIN = re.compile(r"[A-Za-z0-9_-]+")
-MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing", "__bool__": lambda self: False})()
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing", "__reduce__": lambda self: "MISSING"})()      # pickles as itself
 
 
 def split(text: str) -> Dotted:

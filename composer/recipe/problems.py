@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from composer.errors import ComposerError
 from composer.options import Option
 from composer.recipe.merge import Origins
 from composer.recipe.paths import Dotted, show
+from composer.recipe.write import quote
 
 
 class Problems:
@@ -23,16 +22,6 @@ class Problems:
 
     def __len__(self) -> int:
         return len(self.found)
-
-
-def quote(value: Any) -> str:
-    """A value as TOML writes it."""
-    from composer.recipe.write import value_text
-
-    try:
-        return value_text(value)
-    except TypeError:
-        return repr(value)
 
 
 def option_text(option: Option) -> str:

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from composer.recipe.edit import near
 from composer.recipe.keys import known
-from composer.recipe.paths import MISSING, get, split
-from composer.recipe.problems import Problems, quote
+from composer.recipe.paths import MISSING, Dotted, get, inside, split
+from composer.recipe.problems import Problems
+from composer.recipe.write import quote
 from composer.registry import Registry
 
 RANGE = {"low", "high", "log", "step"}
 FIX = "write { low = 1.0, high = 100.0, log = true }, { low, high, step }, or { choices = [ … ] }"
 
 
-def check_search(table: dict[str, Any], tables: dict[str, Any], problems: Problems, registry: Registry) -> dict[str, dict[str, Any]]:
-    """Path -> the space of one value, as written. Problems: paths that are not there, ranges that are none."""
+def check_search(table: dict[str, Any], tables: dict[str, Any], problems: Problems, registry: Registry,
+                 spared: Collection[Dotted] = ()) -> dict[str, dict[str, Any]]:
+    """Path -> the space of one value, as written. Problems: paths that are not there, ranges that are none.
+
+    spared   paths the command line wrote: what it dropped is no typing error
+    """
     found = {}
     for text, space in table.items():
         here = ("search", text)
         if isinstance(space, dict) and not set(space) & {*RANGE, "choices"} and "." not in text:
-            problems.add(here, f"{text} is a table of tables", why="a path with dots stands in quotes", fix=f'write "{text}.…" = {{ low = …, high = … }}')
+            problems.add(here, f"{text} is a table of tables", why="a path with dots stands in quotes",
+                         fix=f'write "{text}.…" = {{ low = …, high = … }}')
             continue
         try:
             path = split(text)
         except ValueError as error:
             problems.add(here, str(error))
             continue
-        if get(tables, path) is MISSING and not known(tables, path, registry):
+        if get(tables, path) is MISSING and not known(tables, path, registry) and not any(inside(path, s) for s in spared):
             problems.add(here, f'"{text}"', why="there is no such path in the recipe", fix=near(tables, path))
         why = _wrong(space)
         if why:

@@ -11,11 +11,12 @@ from composer.errors import suggest
 from composer.options import FRACTION, Option, Ref, fraction, options_model, pixel_word, plain
 from composer.recipe import fixed
 from composer.recipe.paths import Dotted, assign
-from composer.recipe.problems import Problems, option_text, quote
+from composer.recipe.problems import Problems, option_text
 from composer.recipe.types import Threat
+from composer.recipe.write import quote
 from composer.registry import TERMLIKE, Primitive, Registry
 
-BAD: Any = type("Bad", (), {"__repr__": lambda self: "bad"})()
+BAD: Any = type("Bad", (), {"__repr__": lambda self: "bad"})()      # stands for a value that was wrong and has been told
 
 
 def rebindable(primitive: Primitive) -> list[str]:
@@ -108,7 +109,8 @@ class Components:
         self.problems.add((*path, key), f"{noun or 'the table'} has no option '{key}'", why=f"defined at {origin}" if origin else "",
                           fix="\n".join(filter(None, [fix, *texts])))
 
-    def check(self, noun: str, options: tuple[Option, ...], model: Any, given: dict[str, Any], path: Dotted, failed: bool = False) -> dict[str, Any] | None:
+    def check(self, noun: str, options: tuple[Option, ...], model: Any, given: dict[str, Any], path: Dotted,
+              failed: bool = False) -> dict[str, Any] | None:
         values: dict[str, Any] = {}
         skipped = set()
         for option in options:
@@ -143,7 +145,8 @@ class Components:
             return BAD
         return value
 
-    def _explain(self, error: ValidationError, noun: str, options: tuple[Option, ...], given: dict[str, Any], path: Dotted, skipped: set[str]) -> None:
+    def _explain(self, error: ValidationError, noun: str, options: tuple[Option, ...], given: dict[str, Any], path: Dotted,
+                 skipped: set[str]) -> None:
         """One problem an option, in the user's words."""
         by_name = {o.name: o for o in options}
         for item in error.errors():
@@ -201,15 +204,15 @@ def _times(value: Any, word: str, size: float) -> Any:
     return found.factor * size if found and found.of == word else value
 
 
-def fixed_table(components: Components, name: str, given: Any, path: Dotted, *, extra: tuple[str, ...] = ()) -> dict[str, Any] | None:
-    """A table of fixed.FIELDS, checked; `extra` are legal keys that somebody else reads."""
+def fixed_table(components: Components, name: str, given: Any, path: Dotted) -> dict[str, Any] | None:
+    """A table of fixed.FIELDS, checked."""
     if not isinstance(given, dict):
         components.problems.add(path, f"{path[-1]} = {quote(given)}", why="a table is needed")
         return None
     known = set(fixed.names(name))
-    strange = [key for key in given if key not in known and key not in extra]
+    strange = [key for key in given if key not in known]
     for key in strange:
-        close = suggest(key, [*known, *extra], "keys")
+        close = suggest(key, known, "keys")
         components.problems.add((*path, key), f"[{name}] has no key '{key}'" if len(path) == 1 else f"there is no key '{key}' here", fix=close)
     return components.check(f"[{'.'.join(path)}]", fixed.OPTIONS[name], fixed.MODELS[name], {k: v for k, v in given.items() if k in known}, path,
                             failed=bool(strange))

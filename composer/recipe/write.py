@@ -37,6 +37,14 @@ def value_text(value: Any) -> str:
     raise TypeError(f"TOML has no way to say {value!r}")
 
 
+def quote(value: Any) -> str:
+    """A value as the user would have written it, for messages."""
+    try:
+        return value_text(value)
+    except TypeError:
+        return repr(value)
+
+
 def toml_text(table: dict[str, Any]) -> str:
     """The whole document. None means: left out."""
     lines: list[str] = []

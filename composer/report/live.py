@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from composer.report.table import span
 
@@ -84,7 +84,8 @@ class Live:
             self.terms = dict(terms)
 
     def epoch(self, epoch: int, terms: Mapping[str, float] | None = None, values: Mapping[str, float] | None = None, best: str = "") -> None:
-        """`epoch` is done: means of the terms over it, what was validated (`{"clean": 0.91, "pgd-10": 0.54}`), and which epoch is best."""
+        """`epoch` is done: means of the terms over it, what was validated (`{"clean": 0.91, "pgd-10": 0.54}`), and
+        where the best lies so far ("epoch 31")."""
         self.at_epoch, self.at_step, self.measure = epoch, 0, None
         self.terms, self.values, self.best = dict(terms or self.terms), dict(values or self.values), best or self.best
         self.images.pause()
@@ -111,7 +112,7 @@ class Live:
 
     # -- how it is shown
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> Self:
         if not self.quiet and self.file.isatty():
             from rich.console import Console
             from rich.live import Live as Redrawn
@@ -163,7 +164,7 @@ class _Block:
             current = min(live.total, live.at_epoch + (live.at_step > 0 or live.at_epoch == 0))
             facts = [f"{current}/{live.total}", live.name, *live._speed()]
             yield _bar("epoch", done, "  ".join(filter(None, facts)), width, "cyan")
-        for label, pairs in (("terms", _pairs(live.terms)), ("val", [*_pairs(live.values, True), live.best])):
+        for label, pairs in (("terms", _pairs(live.terms)), ("val", [*_pairs(live.values, True), live.best and f"best at {live.best}"])):
             yield from (Text(line) for line in _flow(label, [pair for pair in pairs if pair], width))
         if live.measure:
             name, judged, total = live.measure

@@ -74,7 +74,8 @@ def fitted(cells: list[list[str]], width: int) -> list[list[str]]:
 
 
 def head(result: Mapping[str, Any]) -> str:
-    what = f"{result.get('recipe', 'model')} on {result['setting']}" if result.get("setting") else str(result.get("recipe", "result"))
+    name = str(result.get("recipe") or result.get("model") or "result")
+    what = f"{name} on {result['setting']}" if result.get("setting") else name
     facts = [f"seed {result['seed']}" if result.get("seed") is not None else "", f"{result['epochs']:,} epochs" if result.get("epochs") else "",
              f"{result['steps']:,} steps" if result.get("steps") else "", span(result["seconds"]) if result.get("seconds") else "",
              f"protocol {result['protocol']}" if result.get("protocol") else ""]
@@ -90,6 +91,7 @@ def foot(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append((f"{mark}Accuracy in % ± half of the 95 % interval over images (Wilson).", "dim"))
     trust = result.get("trust") or {}
     flags = [str(flag) for flag in trust.get("flags") or []]
+    lines += [(f"recipe's [expect]  {line}", "bad" if "OUTSIDE" in line else "good") for line in result.get("expect") or []]
     lines += [(f"doubt: {flag}", "bad") for flag in flags]
     if trust.get("ok") and not flags:
         lines.append(("trust checks: no reason to doubt these numbers", "good"))

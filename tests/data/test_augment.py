@@ -19,7 +19,7 @@ def batch(n: int = 32, shape: tuple[int, int, int] = (3, 8, 7)) -> tuple[torch.T
 
 
 def shift(u: float, pad: int) -> int:
-    return min(int(math.floor(u * (2 * pad + 1))), 2 * pad)
+    return min(math.floor(u * (2 * pad + 1)), 2 * pad)
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])

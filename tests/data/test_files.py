@@ -236,7 +236,7 @@ def test_tinyimagenet_cut_short(tmp_path):
 
 def write_classes(root: Path, test: str = "test", size: tuple[int, int] = (32, 32)) -> np.ndarray:
     x = real(8)[0]
-    for at, (part, name) in enumerate(((p, c) for p in ("train", test) for c in ("cat", "dog"))):
+    for at, (part, name) in enumerate((p, c) for p in ("train", test) for c in ("cat", "dog")):
         (root / part / name).mkdir(parents=True)
         for i in range(2):
             Image.fromarray(x[2 * at + i]).resize(size).save(root / part / name / f"{i}.png")
@@ -337,10 +337,16 @@ def test_an_archive_cut_short_is_named_with_both_sizes(tmp_path):
 
 
 def test_a_download_that_fails_is_one_error(tmp_path, monkeypatch):
+    import socket
+
+    waits = []
+
     def fail(*args, **kwargs):
+        waits.append(socket.getdefaulttimeout())
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", fail)
     with pytest.raises(ComposerError, match="could not be downloaded") as caught:
         load("cifar10", {}, tmp_path, download=True)
     assert "no route to host" in caught.value.text()
+    assert waits == [30.0] and socket.getdefaulttimeout() is None      # a silent server ends it; other code's sockets are as they were

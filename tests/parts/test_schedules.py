@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_linear_is_piats_learning_rate():
     assert values[:61] == [0.01] * 61
     assert values[75] == pytest.approx((0.01 + 0.001) / 2) and values[90] == 0.001
     assert values[105] == pytest.approx((0.001 + 0.0001) / 2) and values[120] == 0.0001
-    assert all(a >= b for a, b in zip(values, values[1:]))
+    assert all(a >= b for a, b in pairwise(values))
 
 
 def test_linear_with_one_point_is_constant_and_order_is_checked():

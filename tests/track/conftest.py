@@ -14,7 +14,7 @@ def empty_store(tmp_path_factory):
     """A store with a fresh database, made once: migrating one takes seconds."""
     pytest.importorskip("mlflow")
     out = tmp_path_factory.mktemp("store")
-    client_of(track.store_uri(out, "sqlite:///mlflow.db"), out)
+    client_of(track.own_store(out), out)
     return out
 
 

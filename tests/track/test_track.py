@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from composer import atomic, track
+from composer import atomic, track, ui
 from composer.track_journal import Journal, locked
-from composer.track_mlflow import Sender
+from composer.track_mlflow import Sender, client_of
 
 
 def history(client, run_id, key):
@@ -206,7 +207,7 @@ def dead_server():
 
 
 def test_silent_server_never_stalls_a_step(out, silent_server, monkeypatch):
-    monkeypatch.setattr(track, "FLUSH", 0.5)
+    monkeypatch.setitem(track.FLUSH, "server", 0.5)
     tracker = track.make_tracker(out, experiment="exp", folder=out / "nodes" / "k1", uri=silent_server)
     begin = time.perf_counter()
     tracker.start("n", {}, {})
@@ -235,6 +236,19 @@ def test_dead_server_keeps_the_records_and_deliver_sends_them_later(out, client,
     assert track.deliver(out) == [] and not tracker.journal.waiting()
     run = client.search_runs([client.get_experiment_by_name("exp").experiment_id])[0]
     assert run.info.status == "FAILED" and run.data.metrics == {"loss": 2.0}
+
+
+def test_a_dead_server_is_no_noise_on_the_terminal(out, dead_server):
+    code = '''
+import sys
+from pathlib import Path
+from composer.track import make_tracker
+t = make_tracker(Path(sys.argv[1]), experiment="e", folder=Path(sys.argv[1]) / "f", uri=sys.argv[2])
+t.start("n", {}, {}); t.finish()
+print(t.note)
+'''
+    said = subprocess.run([sys.executable, "-c", code, str(out), dead_server], check=True, capture_output=True, text=True)
+    assert said.stderr == "" and said.stdout.count("\n") == 1 and "composer ui" in said.stdout
 
 
 def test_the_next_run_delivers_what_an_earlier_one_left(out, client, tracker):
@@ -278,6 +292,7 @@ def test_without_mlflow_one_sentence(out, monkeypatch):
     assert track.make_tracker(out, experiment="e", enabled=False).note == ""
 
 
+@pytest.mark.slow
 def test_two_processes_open_a_fresh_store_at_once(tmp_path):
     """MLflow's own migration dies there; the lock makes it safe."""
     code = """
@@ -293,15 +308,53 @@ assert t.note == "" and t.run_id, t.note
     assert [process.wait(60) for process in started] == [0, 0]
 
 
-def test_uris(tmp_path, monkeypatch):
+def test_addresses_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    from pathlib import Path
-
-    assert track.store_uri(Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    runs = Path("runs")
+    assert track.store_uri(runs) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert track.store_uri(runs, "sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
+    assert track.store_uri(runs, "sqlite:////abs/x.db") == "sqlite:////abs/x.db"
+    for base in (track.store_uri(runs), "postgresql+psycopg2://h/d"):
+        assert track.artifact_root(runs, base) == (tmp_path / "runs" / "artifacts").as_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:1")
-    assert track.store_uri(Path("runs")) == "http://host:1" and track.artifact_root(Path("runs"), "http://host:1") is None
-    assert track.store_uri(Path("runs"), "sqlite:////abs/x.db") == "sqlite:////abs/x.db"
+    assert track.store_uri(runs) == "http://host:1" and track.artifact_root(runs, "http://host:1") is None
+
+
+@pytest.mark.slow
+def test_a_real_server_that_comes_up_late(tmp_path, dead_server, monkeypatch):
+    """Records of a run that found no server arrive, with files, once one listens there; a resumed run goes on in the same run."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead_server)
+    monkeypatch.setitem(track.FLUSH, "server", 2.0)
+    out = tmp_path / "runs"
+    first = track.make_tracker(out, experiment="e", folder=out / "n")
+    first.start("n", {"a": 1}, {})
+    first.metrics({"x": 1.0}, 1)
+    first.text("hello", "a.txt")
+    first.finish("KILLED")
+    assert first.journal.waiting()
+    store = track.own_store(tmp_path / "server")
+    (tmp_path / "server").mkdir()
+    line = ui.command(tmp_path / "server", store, int(dead_server.rsplit(":", 1)[1]), "127.0.0.1")
+    server = subprocess.Popen(line, env=ui.environment(os.environ), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 180
+        while first.journal.waiting() and time.monotonic() < deadline:
+            track.deliver(out)
+            time.sleep(1)
+        assert not first.journal.waiting()
+        again = track.make_tracker(out, experiment="e", folder=out / "n")
+        again.start("n", {"a": 1}, {})
+        again.rewind(0)
+        again.metrics({"x": 1.0}, 1)
+        again.finish()
+        client = client_of(dead_server, out)
+        run = client.get_run(again.run_id)
+        assert run.info.status == "FINISHED" and run.data.params == {"a": "1"} and len(client.get_metric_history(again.run_id, "x")) == 1
+        assert [a.path for a in client.list_artifacts(again.run_id)] == ["a.txt"] and again.note == ""
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_start_waits_for_its_id(out, tracker):

@@ -1,0 +1,138 @@
+"""Terms, views, parts, gains and measures: components by id, with a point, a mode, and needs that may be rebound."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from composer.errors import suggest
+from composer.recipe import fixed
+from composer.recipe.paths import Dotted
+from composer.recipe.types import MeasureSpec, Term, Use
+from composer.recipe.uses import Components, fixed_table, rebindable
+from composer.recipe.write import quote
+from composer.registry import Primitive
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")                  # what becomes part of a tensor's name
+ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+PRINTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_@/.:+-]*")
+TABLES = {"loss": "term", "view": "view", "part": "part", "gain": "gain", "radius": "radius"}      # kind -> its own keys in fixed.FIELDS
+Build = Callable[[str, dict[str, Any], Dotted], Any]
+
+
+def each(uses: Components, table: Any, path: Dotted, build: Build, pattern: re.Pattern[str]) -> tuple[Any, ...]:
+    """A table of components by id, in order of declaration; wrong ones are told and left out."""
+    found = []
+    for key, value in table.items() if isinstance(table, dict) else ():
+        here = (*path, key)
+        if not isinstance(value, dict):
+            uses.problems.add(here, f"{key} = {quote(value)}", why="a table is needed", fix=f"write {key} = {{}}, or {key} = {{ option = value }}")
+        elif not pattern.fullmatch(key):
+            why = "names are letters, digits and _, and no digit first" if pattern is NAME else "names are letters, digits, _ and -"
+            uses.problems.add(here, f"'{key}' cannot be a name here", why=why)
+        else:
+            piece = build(key, value, here)
+            found += [] if piece is None else [piece]
+    return tuple(found)
+
+
+def keep_use(uses: Components, path: Dotted, primitive: Primitive, options: dict[str, Any]) -> None:
+    uses.keep((*path, "use"), primitive.name)
+    for key, value in options.items():
+        uses.keep((*path, key), value)
+
+
+def piece(uses: Components, kind: str, id: str, given: dict[str, Any], path: Dotted) -> Any:
+    """One component as a Use (a loss as a Term); None where something is wrong."""
+    primitive = uses.primitive((kind,), given.get("use", id), path)
+    if primitive is None:
+        return None
+    own = fixed.names(TABLES[kind]) if kind in TABLES else []
+    rebind, failed = rebinds(uses, primitive, given, path)
+    rest = {k: v for k, v in given.items() if k != "use" and k not in own and k not in rebind}
+    options = uses.options(primitive, rest, path, (*own, "use"))
+    table = fixed_table(uses, TABLES[kind], {k: v for k, v in given.items() if k in own}, path) if own else {}
+    if options is None or table is None or failed:
+        return None
+    point(uses, table.get("at"), path)
+    keep_use(uses, path, primitive, options)
+    for key, value in {**rebind, **{k: v for k, v in table.items() if k != "gain"}}.items():
+        uses.keep((*path, key), value)
+    shared: dict[str, Any] = {"kind": kind, "id": id, "use": primitive.name, "options": uses.settle(primitive, options), "rebind": rebind,
+                              "at": table.get("at"), "bn": table.get("bn"), "normalise": table.get("normalise", False)}
+    if kind != "loss":
+        return Use(**shared)
+    return Term(**shared, weight=table["weight"], gain=gain(uses, given.get("gain"), (*path, "gain")),
+                detach=detach(uses, table["detach"], primitive, path))
+
+
+def rebinds(uses: Components, primitive: Primitive, given: dict[str, Any], path: Dotted) -> tuple[dict[str, Any], bool]:
+    """Needs that are given another tensor; whether one of them is no name."""
+    needs = [n for n in rebindable(primitive) if primitive.option(n) is None]
+    found = {key: value for key, value in given.items() if key in needs}
+    wrong = {key: value for key, value in found.items() if not isinstance(value, str) or not NAME.fullmatch(value)}
+    for need, value in wrong.items():
+        uses.problems.add((*path, need), f"{need} = {quote(value)}", why=f"'{need}' is a need: it is given a tensor by name",
+                          fix=f'write {need} = "adv_logits", or another name of a tensor')
+    return found, bool(wrong)
+
+
+def point(uses: Components, at: str | None, path: Dotted) -> None:
+    if at is not None and (at == "x" or at.startswith("x_") or not NAME.fullmatch(at)):
+        name = "clean" if at == "x" else at.removeprefix("x_")
+        uses.problems.add((*path, "at"), f"at = {quote(at)}", why="a point is named without its x_; the natural images are clean",
+                          fix=f'write at = "{name}"')
+
+
+def gain(uses: Components, given: Any, path: Dotted) -> Use | str | None:
+    """A gain with options, a gain by its bare name, or the name of any [N] tensor."""
+    if given is None:
+        return None
+    if isinstance(given, str) and not uses.registry.has("gain", given):
+        if not NAME.fullmatch(given):
+            uses.problems.add(path, f"gain = {quote(given)}", why="a gain, or the name of an [N] tensor, is needed")
+        uses.keep(path, given)
+        return given
+    table = {"use": given} if isinstance(given, str) else given
+    if not isinstance(table, dict) or "use" not in table:
+        uses.problems.add(path, f"gain = {quote(given)}", why="a gain, or the name of an [N] tensor, is needed",
+                          fix=f"write the name of a tensor, or {{ use = … }} of {', '.join(uses.registry.names('gain')) or 'none registered'}")
+        return None
+    return piece(uses, "gain", "gain", table, path)
+
+
+def detach(uses: Components, names: tuple[str, ...], primitive: Primitive, path: Dotted) -> tuple[str, ...]:
+    known = [*rebindable(primitive), "gain"]
+    for name in names:
+        if name not in known:
+            uses.problems.add((*path, "detach"), f"detach names '{name}'", why=f"loss '{primitive.name}' has no such need",
+                              fix=suggest(name, known, "needs"))
+    return tuple(names)
+
+
+def measures(uses: Components, name: str, table: dict[str, Any]) -> tuple[MeasureSpec, ...]:
+    """The measures of [evaluate] or [trace], by printed name; other keys are the table's own."""
+    found = {}
+    for key, value in table.items():
+        if key in fixed.names(name):
+            continue
+        if isinstance(value, dict):
+            found[key] = value
+        else:
+            uses.problems.add((name, key), f"[{name}] has no key '{key}'",
+                              fix=f"{suggest(key, fixed.names(name), 'keys')}\na measure is a table: {key} = {{ use = \"pgd\", steps = 20 }}")
+    return each(uses, found, (name,), lambda key, given, path: measure(uses, key, given, path), PRINTED)
+
+
+def measure(uses: Components, name: str, given: dict[str, Any], path: Dotted) -> MeasureSpec | None:
+    primitive = uses.primitive(("measure",), given.get("use", name), path)
+    if primitive is None:
+        return None
+    options = uses.options(primitive, {k: v for k, v in given.items() if k not in ("use", "n")}, path, ("n", "use"))
+    table = fixed_table(uses, "measure", {k: v for k, v in given.items() if k == "n"}, path)
+    if options is None or table is None:
+        return None
+    keep_use(uses, path, primitive, options)
+    uses.keep((*path, "n"), table["n"])
+    return MeasureSpec(name, primitive.name, options, table["n"])

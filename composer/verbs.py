@@ -1,0 +1,149 @@
+"""The verbs that need no torch, as functions: check, diff, list, schema, why. The command line prints what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from composer.errors import ComposerError, suggest
+from composer.options import plain
+from composer.recipe.load import catalogue, examine, load
+from composer.recipe.paths import MISSING, Dotted, get, leaves, show
+from composer.recipe.recipe import Recipe
+from composer.registry import KINDS, REGISTRY, Primitive
+
+Further = Callable[[Recipe], None]       # raises ComposerError for what only a plan can see
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` found in one recipe."""
+
+    recipe: str
+    setting: str = ""
+    experiment_id: str = ""
+    segments: tuple[dict[str, Any], ...] = ()
+    errors: tuple[ComposerError, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        return not self.errors
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"recipe": self.recipe, "setting": self.setting, "ok": self.ok, "experiment_id": self.experiment_id, "segments": list(self.segments),
+                "errors": [error_dict(e) for e in self.errors]}
+
+
+def error_dict(error: ComposerError) -> dict[str, str]:
+    return {"where": error.where, "what": error.what, "why": error.why, "fix": error.fix}
+
+
+def check(recipes: Iterable[str | Path], *, setting: str | None = None, sets: Sequence[str] = (), drops: Sequence[str] = (),
+          root: Path | None = None, further: Further | None = None) -> list[Checked]:
+    """Every recipe with everything that is wrong with it. `further` looks at a recipe that reads well, as the plan's compiler does."""
+    found = []
+    for each in recipes:
+        recipe, errors = examine(each, setting=setting, sets=sets, drops=drops, root=root)
+        if recipe is not None and further is not None:
+            errors = _further(recipe, further)
+        if recipe is None or errors:
+            found.append(Checked(str(each), setting or "", errors=tuple(errors)))
+            continue
+        stretches = tuple({"first": s.first, "last": s.last, "phases": list(s.phases)} for s in recipe.segments())
+        found.append(Checked(str(each), recipe.setting, recipe.experiment_id, stretches))
+    return found
+
+
+def compiles(recipe: Recipe) -> None:
+    """The plan of every stretch of epochs, without torch. Errors: ComposerError for what no view, part or inner makes."""
+    from composer.plan.whole import plans_of
+
+    plans_of(recipe)
+
+
+def shipped_recipes() -> list[str]:
+    from composer.recipe.find import recipe_names, shipped
+
+    return recipe_names(shipped())
+
+
+def _further(recipe: Recipe, further: Further) -> list[ComposerError]:
+    """The recipe, and the recipe with each toggle off: dropping a part whose view is needed shows in the plan alone."""
+    errors: list[ComposerError] = []
+    try:
+        further(recipe)
+    except ComposerError as error:
+        return error.all
+    for name in recipe.toggle:
+        try:
+            further(recipe.without(name))
+        except ComposerError as error:
+            place = f"{recipe.where(('toggle', name))}  toggle.{name}"
+            errors += [ComposerError(e.what, where=place, why="\n".join(filter(None, [e.where and f"seen at {e.where}", e.why])), fix=e.fix)
+                       for e in error.all]
+    return errors
+
+
+def diff(a: str | Path | Recipe, b: str | Path | Recipe, **options: Any) -> list[dict[str, Any]]:
+    """What differs between two recipes: [{path, a, b, where_a, where_b}]; a value that one lacks is absent there.
+
+    options   as for load: setting, sets, drops, toggles, root
+    """
+    left, right = (r if isinstance(r, Recipe) else load(r, **options) for r in (a, b))
+    tables = left.canonical(), right.canonical()
+    paths = dict.fromkeys(_shared(path, tables) for table in tables for path, _ in leaves(table))
+    rows = []
+    for path in paths:
+        values = [get(table, path) for table in tables]
+        if values[0] == values[1]:
+            continue
+        row: dict[str, Any] = {"path": show(path)}
+        for key, value, recipe in zip("ab", values, (left, right), strict=True):
+            if value is not MISSING:
+                row |= {key: value, f"where_{key}": _told(recipe, path)}
+        rows.append(row)
+    return rows
+
+
+def _shared(path: Dotted, tables: Sequence[dict[str, Any]]) -> Dotted:
+    """The path, or the first table around it that one of the two lacks."""
+    return next((path[:end] for end in range(1, len(path)) if any(not isinstance(get(t, path[:end]), dict) for t in tables)), path)
+
+
+def _told(recipe: Recipe, path: Dotted) -> str:
+    """Where the value was written; a default says so."""
+    said = path in recipe.origins or isinstance(get(recipe.tables, path), dict)
+    return recipe.where(path) if said else f"default ({recipe.where(path)})"
+
+
+def why(recipe: str | Path | Recipe, path: str, **options: Any) -> list[dict[str, Any]]:
+    """Who set a value, eldest first: [{path, where, value, removed, wins}]. The last layer's word is marked `wins`."""
+    found = recipe if isinstance(recipe, Recipe) else load(recipe, **options)
+    return found.why(path)
+
+
+def list_primitives(kind: str | None = None) -> list[dict[str, Any]]:
+    """The catalogue, of one kind or whole."""
+    catalogue()
+    if kind is not None and kind not in KINDS:
+        raise ComposerError(f"there is no kind '{kind}'", fix=suggest(kind, KINDS, "kinds"))
+    return [describe(p) for p in REGISTRY.all(kind)]
+
+
+def describe(p: Primitive) -> dict[str, Any]:
+    """A primitive's card as plain values."""
+    return {"kind": p.kind, "name": p.name, "summary": p.card.summary, "formula": p.card.formula, "paper": p.card.paper,
+            "needs": [{"name": n.name, "shape": n.shape.dims if n.shape else "", "text": n.shape.text if n.shape else ""} for n in p.needs],
+            "options": [{"name": o.name, "type": o.type_text, "required": o.required and not o.threat,
+                         "default": "threat" if o.threat else None if o.required else plain(o.default)} for o in p.options],
+            "origin": p.origin}
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe, for editors; with the primitives that are loaded now."""
+    from composer.recipe.jsonschema import json_schema
+
+    catalogue()
+    return json_schema(REGISTRY)
