@@ -48,7 +48,7 @@ def check(recipes: Recipes = None, setting: Setting = None, set_: Sets = None, d
           as_json: Json = False) -> None:
     """Read recipes and print everything that is wrong, with file:line and the fix."""
     from composer import verbs
-    from composer.verbs_text import checked_text
+    from composer.verbs.text import checked_text
 
     plugins(plugin)
     found = verbs.check(recipes or verbs.shipped_recipes(), setting=setting, sets=set_ or (), drops=drop or (), further=verbs.compiles)
@@ -62,7 +62,7 @@ def check(recipes: Recipes = None, setting: Setting = None, set_: Sets = None, d
 def diff(a: Recipe, b: Recipe, setting: Setting = None, set_: Sets = None, drop: Drops = None, plugin: Plugins = None, as_json: Json = False) -> None:
     """What differs between two recipes, defaults included, with the lines that say it."""
     from composer import verbs
-    from composer.verbs_text import diff_text
+    from composer.verbs.text import diff_text
 
     plugins(plugin)
     rows = verbs.diff(a, b, setting=setting, sets=set_ or (), drops=drop or ())
@@ -74,7 +74,7 @@ def list_(kind: Annotated[str | None, typer.Argument(help="A kind: loss, view, i
           as_json: Json = False) -> None:
     """The catalogue: every primitive with formula, paper, options."""
     from composer import verbs
-    from composer.verbs_text import list_text
+    from composer.verbs.text import list_text
 
     plugins(plugin)
     rows = verbs.list_primitives(kind)
@@ -90,6 +90,15 @@ def schema(plugin: Plugins = None) -> None:
     say(verbs.schema(), True, "")
 
 
+def _add_working_verbs() -> None:
+    from composer.cli_run import add
+
+    add(app)
+
+
+_add_working_verbs()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs the command line and exits with its code."""
     sys.exit(run_app(app, list(sys.argv[1:] if arguments is None else arguments)))
@@ -101,6 +110,8 @@ def run_app(application: typer.Typer, arguments: list[str]) -> int:
     try:
         code = typer.main.get_command(application).main(args=arguments, prog_name="composer", standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:                                    # typer has caught a Ctrl-C
+            print("interrupted", file=sys.stderr)
         return code if isinstance(code, int) else 0
     except ComposerError as error:
         print(error.text(), file=sys.stderr)

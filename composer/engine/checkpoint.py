@@ -39,7 +39,8 @@ def load(path: Path) -> Saved:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("composer", "null"))
-            return Saved({k: file.get_tensor(k) for k in file.keys()}, header or {})
+            names = list(file.keys())
+            return Saved({k: file.get_tensor(k) for k in names}, header or {})
     except FileNotFoundError:
         raise ComposerError(f"there is no checkpoint {path}") from None
     except (SafetensorError, OSError, ValueError) as error:

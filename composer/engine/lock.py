@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Self
 
 from composer import atomic
 from composer.errors import ComposerError
@@ -22,7 +23,7 @@ class Lock:
         self.path = folder / "lock"
         self._last = 0.0
 
-    def __enter__(self) -> Lock:
+    def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(3):
             try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,9 @@ from composer.engine import checkpoint
 from composer.engine.judge import Validator, judge, judged_weights
 from composer.engine.keys import first_difference
 from composer.engine.lock import Lock
+from composer.engine.record import Record, flat, read_json
 from composer.engine.session import Node, Session, Settings
+from composer.engine.signals import Signals
 from composer.engine.train import Progress, Trainer, stopped
 from composer.errors import ComposerError
 from composer.plan.cost import plan_cost
@@ -41,26 +41,6 @@ def writable(out: Path) -> None:
     probe.unlink(missing_ok=True)
 
 
-class Record:
-    """experiments/<name>-<experiment id>-s<seed>: which nodes a run consists of, its MLflow run, and its result."""
-
-    def __init__(self, out: Path, recipe: Any, seed: int):
-        self.name = f"{recipe.name}-{recipe.experiment_id[:10]}-s{seed}"
-        self.folder = out / "experiments" / self.name
-        self.facts: dict[str, Any] = self._read("record.json") or {}
-        self.result: dict[str, Any] | None = self._read("result.json")
-
-    def _read(self, name: str) -> Any:
-        try:
-            return json.loads((self.folder / name).read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-
-    def keep(self, **facts: Any) -> None:
-        self.facts.update(facts)
-        atomic.write_json(self.folder / "record.json", self.facts)
-
-
 class Runner:
     """One run in the making."""
 
@@ -78,7 +58,7 @@ class Runner:
         steps = self.session.feed(self.session.nodes[0].segment).steps
         self.tracker = make_tracker(self.settings.out, experiment=self.recipe.name, enabled=self.settings.track, folder=self.record.folder)
         status = "FAILED"
-        with Live(total, steps, title, quiet=self.settings.quiet) as self.live, _Signals(self):
+        with Live(total, steps, title, quiet=self.settings.quiet) as self.live, Signals(self):
             try:
                 self._start_tracking()
                 trainer = self._train()
@@ -89,6 +69,8 @@ class Runner:
                 raise
             finally:
                 self.tracker.finish(status)
+        if self.tracker.note and not self.settings.quiet:
+            self.live.say(self.tracker.note)
         result["mlflow_run_id"] = self.tracker.run_id
         atomic.write_json(self.record.folder / "result.json", result)
         return result
@@ -109,7 +91,7 @@ class Runner:
             if before["key"] == node.key:
                 continue
             folder = self.settings.out / "nodes" / before["key"]
-            held = _read_json(folder / "key.json")
+            held = read_json(folder / "key.json")
             if held is None:
                 break
             difference = first_difference(held, node.content)
@@ -273,45 +255,6 @@ class Runner:
         for node in self.session.nodes:
             if (node.folder / "metrics.jsonl").exists():
                 self.tracker.artifact(node.folder / "metrics.jsonl", f"curves/{node.segment.first}-{node.segment.last}")
-
-
-def flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted paths, for the tracker's parameters."""
-    found: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, dict):
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-class _Signals:
-    """SIGTERM and Ctrl-C ask for a stop at the next step; a second Ctrl-C does not wait."""
-
-    def __init__(self, runner: Runner):
-        self.runner, self._old = runner, {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        self._old = {s: signal.signal(s, self._asked) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _asked(self, number: int, _frame: Any) -> None:
-        if number == signal.SIGINT and self.runner.stop:
-            raise KeyboardInterrupt
-        self.runner.stop = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 __all__ = ["Record", "Runner", "Settings", "run"]

@@ -95,7 +95,8 @@ class Executor:
                 part = self.parts[moment.part]
                 self._tune(moment.part)
                 args = [self._detached(env[a.slot]) for a in moment.args]
-                getattr(part, when)(*args, **({"point": moment.point} if moment.point else {}))
+                more = {"point": moment.point} if moment.point else {"epoch": env["epoch"]} if when == "epoch_end" else {}
+                getattr(part, when)(*args, **more)
 
     def _detached(self, value: Any) -> Any:
         return value.detach() if isinstance(value, Tensor) else value

@@ -7,8 +7,9 @@ from typing import Any
 
 from composer.errors import ComposerError, Errors
 from composer.options import Ref
-from composer.plan.needs import ROOTS, Builder, Missing, World, point_of, prefix_of, slot_options, term_call
-from composer.plan.types import Arg, Dial, Draw, InnerPlan, Moment, PartPlan, Pass, Plan, Program, Slot, Step, Summand, Value
+from composer.plan.needs import Builder, slot_options, term_call
+from composer.plan.types import Arg, Draw, InnerPlan, Moment, PartPlan, Pass, Plan, Program, Slot, Step, Summand, Value
+from composer.plan.world import ROOTS, Missing, World, point_of, prefix_of
 from composer.recipe.types import Inner, Method, Term, Use
 from composer.registry import REGISTRY, Primitive, Registry
 
@@ -285,6 +286,3 @@ def _grads(program: Program, moving: set[str] | None) -> Program:
             wanted.update(a.slot.split("@leaf")[0] for a in step.args if "@leaf" in a.slot)
         steps.append(replace(step, grad=grad))
     return replace(program, steps=tuple(reversed(steps)))
-
-
-__all__ = ["compile_method", "Dial"]

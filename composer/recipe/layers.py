@@ -108,7 +108,7 @@ def _edits(stack: Stack, docs: list[Doc], benches: list[Doc], root: Path, known:
     on = _collect("on", docs, errors)
     for name, edit in on.items():
         beside = docs[-1].path.parent / "settings" / f"{name}.toml"
-        if name not in (*stack.settings, *find.setting_names(root)) and not beside.is_file():
+        if name not in stack.settings and name not in find.setting_names(root) and not beside.is_file():
             errors.append(ComposerError(f"on.{name}", where=edit.where, why="there is no such setting",
                                         fix=suggest(name, [*find.setting_names(root), *stack.settings], "settings")))
     stack.others = tuple(edit for name, edit in on.items() if name not in stack.settings)

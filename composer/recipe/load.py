@@ -44,15 +44,21 @@ def examine(path_or_name: str | Path, *, setting: str | None = None, sets: Seque
         return None, sorted_errors([*errors, *error.all])
     recipe, found = realise(stack)
     errors += found
+    if recipe is not None:
+        errors += _segments(recipe)
     keys = {(e.what, e.why) for e in errors}
     for label, more in _alternatives(stack, recipe, errors):
         errors += [_at(e, label) for e in more if (e.what, e.why) not in keys]
-    if recipe is not None and not errors:
-        try:
-            recipe.segments()
-        except ComposerError as error:
-            errors += error.all
     return (None if errors else recipe), sorted_errors(errors)
+
+
+def _segments(recipe: Recipe) -> list[ComposerError]:
+    """What is wrong with the phases of a recipe."""
+    try:
+        recipe.segments()
+    except ComposerError as error:
+        return error.all
+    return []
 
 
 def catalogue() -> None:
@@ -86,10 +92,7 @@ def _alternatives(stack: Stack, recipe: Recipe | None, errors: list[ComposerErro
             more = [ComposerError(f"toggle '{name}' changes nothing here", where=where, why="with it off the recipe means the same (a dead toggle)",
                                   fix="let it change something, or drop it")]
         if not more and off is not None and recipe is not None:
-            try:
-                off.segments()
-            except ComposerError as error:
-                more = error.all
+            more = _segments(off)
         yield where, more
     for edit in stack.others:
         yield edit.where, _elsewhere(stack, edit)

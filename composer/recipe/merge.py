@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from composer.recipe.paths import MISSING, Dotted, assign, get, inside, leaves, remove
@@ -39,10 +39,10 @@ class Origins:
                 return self.tables[path[:end]]
         return ""
 
-    def erase(self, path: Dotted, place: str) -> None:
-        """Everything at and below a path has been replaced or dropped."""
+    def erase(self, path: Dotted, place: str, spare: Collection[Dotted] = ()) -> None:
+        """Everything at and below a path has been replaced or dropped; `spare` is said anew."""
         for each, said in self.said.items():
-            if inside(each, path) and said[-1][1] is not REMOVED:
+            if inside(each, path) and each not in spare and said[-1][1] is not REMOVED:
                 said.append((place, REMOVED))
         for each in [p for p in self.tables if inside(p, path)]:
             del self.tables[each]
@@ -66,7 +66,7 @@ def swaps(held: dict[str, Any], over: dict[str, Any], path: Dotted) -> bool:
 def write(tables: dict[str, Any], path: Dotted, value: Any, origins: Origins, place: Place) -> None:
     """Replace whatever stands at the path."""
     if get(tables, path) is not MISSING:
-        origins.erase(path, place(path))
+        origins.erase(path, place(path), {each for each, item in leaves(value, path) if item != {}})
     assign(tables, path, copy.deepcopy(value))
     for end in range(1, len(path)):
         origins.tables.setdefault(path[:end], place(path[:end]))
@@ -101,6 +101,3 @@ def drop(tables: dict[str, Any], path: Dotted, origins: Origins, place: str) -> 
 
 def said_below(origins: Origins, path: Dotted) -> dict[Dotted, list[tuple[str, Any]]]:
     return {each: said for each, said in origins.said.items() if inside(each, path)}
-
-
-__all__ = ["CONTAINERS", "REMOVED", "Origins", "Place", "drop", "implied_use", "leaves", "merge", "note", "said_below", "swaps", "write"]

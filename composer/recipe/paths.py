@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from typing import Any
 
 Dotted = tuple[str, ...]
-SEGMENT = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^."']+))\s*(\.|$)""")
+SEGMENT = re.compile(r"""\s*(?:("(?:[^"\\]|\\.)*"|'[^']*')|([^."']+?))\s*(\.|$)""")
 PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing", "__reduce__": lambda self: "MISSING"})()      # pickles as itself
 
@@ -16,17 +18,33 @@ def split(text: str) -> Dotted:
     found, at = [], 0
     while True:
         match = SEGMENT.match(text, at)
-        name = match and next((g for g in match.groups()[:3] if g is not None), "").strip()
+        name = match and (_unquoted(match[1], text) if match[1] else match[2].strip())
         if not match or not name:
             raise ValueError(f"'{text}' is not a path; write names joined by dots, as in terms.kl.weight")
         found.append(name)
         at = match.end()
-        if match[4] == "":
+        if match[3] == "":
             return tuple(found)
 
 
+def _unquoted(quoted: str, text: str) -> str:
+    try:
+        return tomllib.loads(f"name = {quoted}")["name"]
+    except tomllib.TOMLDecodeError:
+        raise ValueError(f"'{text}' is not a path: {quoted} is no string") from None
+
+
 def show(path: Dotted) -> str:
-    return ".".join(s if PLAIN.fullmatch(s) else f'"{s}"' for s in path)
+    """The path as TOML writes a dotted key."""
+    return ".".join(map(key_text, path))
+
+
+def key_text(key: str) -> str:
+    return key if PLAIN.fullmatch(key) else string_text(key)
+
+
+def string_text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def get(table: Any, path: Dotted, default: Any = MISSING) -> Any:

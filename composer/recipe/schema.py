@@ -9,9 +9,10 @@ from typing import Any
 from composer.errors import suggest
 from composer.options import Ref
 from composer.recipe import fixed, maxima
-from composer.recipe.keys import ROOTS
+from composer.recipe.edit import near
+from composer.recipe.keys import ROOTS, known
 from composer.recipe.merge import Origins
-from composer.recipe.paths import Dotted
+from composer.recipe.paths import MISSING, Dotted, get, split
 from composer.recipe.problems import Problems
 from composer.recipe.search import check_search
 from composer.recipe.terms import ID, NAME, each, keep_use, measures, piece
@@ -60,6 +61,7 @@ class Reader:
         p["search"] = check_search(self.table("search"), self.base, self.problems, self.registry, self.commanded)
         p["analysis"], p["expect"] = self.table("analysis"), self.table("expect")
         self._labels()
+        self._followed()
         return self
 
     def judged(self) -> None:
@@ -206,6 +208,17 @@ class Reader:
             self.problems.add(("terms",), "the recipe has no [terms]: there is nothing to minimise",
                               fix='add [terms] with, say, ce = { at = "clean" }')
         return None if outer is None else Method(inner, Outer(**outer), terms, views, parts, soft)
+
+    def _followed(self) -> None:
+        """A schedule that follows another path needs that path."""
+        for here, text in self.uses.followed:
+            try:
+                path = split(text)
+            except ValueError as error:
+                self.problems.add(here, str(error))
+                continue
+            if get(self.tables, path) is MISSING and not known(self.tables, path, self.registry):
+                self.problems.add(here, f"path = {quote(text)}", why="there is no such path in the recipe", fix=near(self.tables, path))
 
     def _labels(self) -> None:
         """Under a soft augmentation the labels are `y_soft`; a term that asks for `y` would silently train on other labels."""

@@ -38,6 +38,7 @@ class Components:
         self.registry, self.problems = registry, problems
         self.full: dict[str, Any] = {}
         self.threat: Threat | None = None
+        self.followed: list[tuple[Dotted, str]] = []           # schedules that follow another path: where, which
         self._models: dict[Primitive, type[BaseModel]] = {}
 
     # -- primitives ----------------------------------------------------------------------------------------------------------------
@@ -77,6 +78,8 @@ class Components:
         options = self.options(primitive, rest, path)
         if options is None or BAD in extra.values():
             return BAD
+        if any(n.name == "ratio" for n in primitive.needs) and "path" in options:
+            self.followed.append(((*path, "path"), options["path"]))
         return Ref(primitive.kind, primitive.name, {**options, **extra})
 
     # -- options -------------------------------------------------------------------------------------------------------------------
@@ -187,9 +190,11 @@ class Components:
             units = {o.name: o.unit for o in self.registry.get(value.kind, value.use).options}
             return Ref(value.kind, value.use, {k: self.number(k, v) if units.get(k) == "pixels" or isinstance(v, Ref) else v
                                                for k, v in value.options.items()})
-        if isinstance(value, str) and self.threat is not None:
+        if isinstance(value, str):
             if FRACTION.match(value):
                 return fraction(value)
+            if self.threat is None:                        # it is wrong and has been told; nothing that refers to it is wrong as well
+                return _times(value, "threat", 1.0)
             return _times(value, "threat", self.threat.step if name == "step" else self.threat.eps)
         return value
 

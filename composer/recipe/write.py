@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
-from composer.recipe.paths import PLAIN, Dotted, show
+from composer.recipe.paths import Dotted, key_text, show, string_text
 
 INLINE = 100      # widest table written inside a line
-
-
-def key_text(key: str) -> str:
-    return key if PLAIN.fullmatch(key) else json.dumps(key, ensure_ascii=False)
 
 
 def value_text(value: Any) -> str:
@@ -26,7 +21,7 @@ def value_text(value: Any) -> str:
             return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
         return repr(value)
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return string_text(value)
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(value_text(item) for item in value) + "]"
     if isinstance(value, dict):

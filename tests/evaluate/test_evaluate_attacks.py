@@ -32,11 +32,11 @@ def test_pgd_is_the_loop_of_the_paper(trained, digits, threat):
     rows = clean.nonzero().flatten()
     noise = Draws(5, "evaluate/pgd").rows("uniform", "0", rows, x)
     xs, ys = x[rows], y[rows]
-    point = (xs + 0.2 * (2 * noise - 1)).clamp(0, 1)
+    point = (xs + 0.15 * (2 * noise - 1)).clamp(0, 1)
     for _ in range(8):
         point.requires_grad_()
         (grad,) = torch.autograd.grad(nn.functional.cross_entropy(trained(point), ys, reduction="sum"), point)
-        point = torch.minimum(torch.maximum(point.detach() + 0.05 * grad.sign(), xs - 0.2), xs + 0.2).clamp(0, 1)
+        point = torch.minimum(torch.maximum(point.detach() + 0.04 * grad.sign(), xs - 0.15), xs + 0.15).clamp(0, 1)
     expected = torch.zeros_like(clean)
     expected[rows] = trained(point).argmax(1) == ys
     assert torch.equal(found, expected)
@@ -87,7 +87,7 @@ def test_any_visited_point_counts_where_the_last_one_is_right():
 
 def test_a_two_sided_loss_is_climbed_against_the_clean_answer(trained, digits):
     x, y = digits["test"]
-    threat = Threat(Ref("ball", "linf"), 0.2, 0.05, 8, Ref("start", "gaussian", {"sigma": 0.001}))
+    threat = Threat(Ref("ball", "linf"), 0.15, 0.04, 8, Ref("start", "gaussian", {"sigma": 0.001}))
     specs = [MeasureSpec("clean", "clean", {}), MeasureSpec("kl", "pgd", {"loss": Ref("loss", "kl", {})})]
     found = evaluate(trained, x, y, specs, threat=threat, seed=0).metrics
     assert found["kl"] < found["clean"] - 0.1

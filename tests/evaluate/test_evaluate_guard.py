@@ -11,11 +11,10 @@ from torch import nn
 from composer.evaluate.guard import Judge, undisturbed
 from composer.evaluate.protocol import evaluate
 from composer.recipe.types import MeasureSpec
-from tests_evaluate_quick import quick_autoattack
 
 
-def test_judging_leaves_no_trace(trained, digits, threat, monkeypatch):
-    quick_autoattack(monkeypatch)
+def test_judging_leaves_no_trace(trained, digits, threat, quick_autoattack):
+    quick_autoattack()
     x, y = digits["test"][0][:20], digits["test"][1][:20]
     trained.train()
     trained[2].eval()
@@ -70,8 +69,8 @@ def test_what_is_changed_is_put_back_after_an_error(trained):
     trained.eval()
 
 
-def test_a_bare_function_keeps_its_parameters_gradients(trained, digits, threat, monkeypatch):
-    quick_autoattack(monkeypatch)
+def test_a_bare_function_keeps_its_parameters_gradients(trained, digits, threat, quick_autoattack):
+    quick_autoattack()
     x, y = digits["test"][0][:20], digits["test"][1][:20]
     module = evaluate(trained, x, y, [MeasureSpec("aa", "aa", {})], threat=threat, seed=0)
     function = evaluate(lambda images: trained(images), x, y, [MeasureSpec("aa", "aa", {})], threat=threat, seed=0)
@@ -88,8 +87,8 @@ def test_the_wall_passes_the_input_gradient(trained, digits):
     assert torch.allclose(gradient, expected, rtol=1e-6, atol=0)
 
 
-def test_channels_last_and_half_precision_models_are_judged(digits, threat, monkeypatch):
-    quick_autoattack(monkeypatch)
+def test_channels_last_and_half_precision_models_are_judged(digits, threat, quick_autoattack):
+    quick_autoattack()
     x, y = digits["test"][0][:16], digits["test"][1][:16]
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), nn.Linear(512, 10))

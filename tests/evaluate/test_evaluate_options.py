@@ -38,7 +38,7 @@ def test_fgsm_takes_one_step_of_its_own_eps_from_the_image():
 
 
 @pytest.mark.parametrize(("spec", "said"), [
-    (MeasureSpec("p", "pgd", {"stepz": 3}), "did you mean 'steps'"), (MeasureSpec("p", "pgd", {"eps": "wide"}), "no size in pixels"),
+    (MeasureSpec("p", "pgd", {"stepz": 3}), "no option 'stepz'\n.*'step' or 'steps'"), (MeasureSpec("p", "pgd", {"eps": "wide"}), "no size in pixels"),
     (MeasureSpec("p", "pdg", {}), "did you mean 'pgd'"), (MeasureSpec("p", "pgd", {"steps": Ref("schedule", "ramp")}), "no epochs"),
 ])
 def test_errors_name_the_fix(spec, said):
