@@ -52,7 +52,7 @@ def _phase(reader: Reader, name: str, given: dict[str, Any], path: Dotted, epoch
         for key in rest if "use" not in given else ():
             uses.unknown(path, key, "", (), (*OWN, *fixed.names("phase")))
     edit = _edit(reader, name, given, path, primitive, options)
-    if table is None or options is None or edit is None or not _interval(problems, path, table, edit):
+    if table is None or options is None or edit is None or not _interval(problems, path, table, edit.empty and not primitive):
         return None
     for key, value in {**({"use": primitive.name} if primitive else {}), **options, **table, **{k: given[k] for k in OWN[1:] if k in given}}.items():
         uses.keep((*path, key), value)
@@ -63,7 +63,7 @@ def _phase(reader: Reader, name: str, given: dict[str, Any], path: Dotted, epoch
     return Phase(name, start, stop, edit)
 
 
-def _interval(problems: Any, path: Dotted, table: dict[str, Any], edit: Edit) -> bool:
+def _interval(problems: Any, path: Dotted, table: dict[str, Any], empty: bool) -> bool:
     before = len(problems)
     if table["add"]:
         if table["epochs"] is None:
@@ -79,7 +79,7 @@ def _interval(problems: Any, path: Dotted, table: dict[str, Any], edit: Edit) ->
         start, stop = table["from"], table["until"]
         if stop is not None and isinstance(start, str) == isinstance(stop, str) and whole_epochs(start, 10**6) >= whole_epochs(stop, 10**6):
             problems.add((*path, "until"), f"from = {quote(start)}, until = {quote(stop)}", why="the phase ends before it starts")
-    if edit.empty and "use" not in edit.name:
+    if empty:
         problems.add(path, f"phase '{path[1]}' changes nothing", fix="give it use, or set, drop, put")
     return len(problems) == before
 

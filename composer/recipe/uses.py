@@ -52,7 +52,7 @@ class Components:
                 return self.registry.get(kind, use)
         known = {name: kind for kind in reversed(kinds) for name in self.registry.names(kind)}
         also = [kind for kind in ("loss", "view", "gain", "radius", "inner", "part", "schedule", "measure") if self.registry.has(kind, use)]
-        why = f"'{use}' is a {' and a '.join(also)}" if also else ""
+        why = f"'{use}' is of kind {' and '.join(also)}" if also else ""
         self.problems.add((*path, "use"), f"there is no {' or '.join(kinds)} '{use}'", why=why,
                           fix=suggest(use, known, f"names of kind {' or '.join(kinds)}"))
         return None

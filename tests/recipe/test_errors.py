@@ -79,7 +79,7 @@ def test_ten_mistakes_are_told_at_once_each_at_its_line(book):
     ('[terms]\nce = { weight = "1/0" }', "terms.ce.weight", "divides by zero"),
     ('[terms]\n"ce 2" = { use = "ce" }', 'terms."ce 2"', "cannot be a name"),
     ('[views]\nclean-phi = { use = "margin_soft" }', "views.clean-phi", "no digit first"),
-    ('[terms]\npgd = {}', "terms.pgd.use", "'pgd' is a inner"),
+    ('[terms]\npgd = {}', "terms.pgd.use", "'pgd' is of kind inner"),
     ('[inner.x_adv]\neps = { use = "mwbp" }', "inner.x_adv.eps.use", "did you mean 'mwpb'"),
     ('[inner.x_adv]\neps = "8//255"', "inner.x_adv.eps", "a radius is a number"),
     ('[inner.x_adv]\neps = "memory_eps"', None, None),

@@ -61,7 +61,7 @@ def test_on_tables_of_parent_and_child_act_after_both(book):
 def test_for_tables_nearest_name_last(book):
     book.write("child", 'extends = "trades.toml"')
     text = (book.root / "settings/mine/digits.toml").read_text()
-    book.write("settings/mine/digits", "[for.child]\nset = { \"terms.kl.weight\" = 4.0 }\n".join(["", ""]) + "\n" if False else text + '\n[for.child]\nset = { "terms.kl.weight" = 4.0 }\n')
+    book.write("settings/mine/digits", text + '\n[for.child]\nset = { "terms.kl.weight" = 4.0 }\n')
     assert weight(book.load("child", setting="mine/digits")) == 4.0
     assert weight(book.load("trades", setting="mine/digits")) == 12.0
 
