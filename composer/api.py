@@ -28,7 +28,7 @@ def check(recipe: Any) -> None:
 
 def show(recipe: Any) -> str:
     """The plans of a recipe as text."""
-    from composer.verbs_show import plans_text
+    from composer.verbs.show import plans_text
 
     return plans_text(load(recipe) if isinstance(recipe, (str, Path)) else recipe)
 

@@ -64,7 +64,7 @@ def show(
 ) -> None:
     """The plan of a recipe with its cost, who set a value, or the card of a primitive."""
     from composer.cli import plugins, say
-    from composer.verbs_show import plans_dict, plans_text, primitive_text
+    from composer.verbs.show import plans_dict, plans_text, primitive_text
 
     plugins(plugin)
     card = primitive_text(what) if not what.endswith(".toml") else None
@@ -149,7 +149,7 @@ def _load(recipe: str, setting: str | None, sets: list[str] | None, drops: list[
 
 def _dry(recipe: Any, as_json: bool) -> None:
     from composer.cli import say
-    from composer.verbs_show import plans_dict, plans_text
+    from composer.verbs.show import plans_dict, plans_text
 
     say(plans_dict(recipe) if as_json else None, as_json, plans_text(recipe) if not as_json else "")
 

@@ -49,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "scaffold": BASE | {"plugins", "atomic", "testing", "_testing"},
     "ui": {"errors", "track", "track_*"},
     "testing": EVERYTHING, "_testing": EVERYTHING,
-    "cli": EVERYTHING, "verbs": EVERYTHING,
+    "cli": EVERYTHING, "cli_run": EVERYTHING, "api": EVERYTHING, "verbs": EVERYTHING,
 }
 NO_TORCH = {"errors", "shapes", "seeds", "callmodule", "atomic", "options", "registry", "shipped", "plugins", "recipe", "plan", "track",
             "track_journal", "track_mlflow", "track_names"}                   # not even inside a function

@@ -73,6 +73,8 @@ def inner_lines(inner: InnerPlan, plan: Plan) -> list[str]:
     more = [slot for key, slot in inner.makes[1:]]
     if more:
         lines.append(f"  makes       {', '.join(more)}")
+    if inner.writes and any(p.batch for p in (*inner.preamble.passes, *inner.body.passes)):
+        lines.append("  writes      running statistics, at every pass")
     lines.append(f"  costs       {cost_line(inner_cost(inner))}")
     return lines
 

@@ -123,7 +123,8 @@ def past(origins: Origins) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for path, said in sorted(origins.said.items(), key=lambda item: -len(item[0])):
         value = next((v for _, v in reversed(said) if v is not layer.REMOVED), MISSING)
-        if value is not MISSING and get(tables, path) is MISSING and all(isinstance(get(tables, path[:end], {}), dict) for end in range(1, len(path))):
+        free = get(tables, path) is MISSING and all(isinstance(get(tables, path[:end], {}), dict) for end in range(1, len(path)))
+        if value is not MISSING and free:
             assign(tables, path, copy.deepcopy(value))
     return tables
 

@@ -31,7 +31,8 @@ def test_check(cli, tmp_path):
     found = json.loads(out)
     assert code == 2 and not found["ok"] and [r["ok"] for r in found["recipes"]] == [True, False]
     assert found["recipes"][0]["experiment_id"] and found["recipes"][0]["segments"][0] == {"first": 1, "last": 20, "phases": []}
-    assert found["recipes"][1]["errors"][0]["where"] == f"{bad}:3  terms.ce.wieght" and "did you mean 'weight'" in found["recipes"][1]["errors"][0]["fix"]
+    error = found["recipes"][1]["errors"][0]
+    assert error["where"] == f"{bad}:3  terms.ce.wieght" and "did you mean 'weight'" in error["fix"]
     code, out, err = cli("check", "mart_ours")
     assert (code, out) == (0, "ok    mart_ours on digits\n")
     code, out, err = cli("check", "mart_ours", "--set", "terms.kl.weigth=2")

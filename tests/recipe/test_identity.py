@@ -31,7 +31,8 @@ def test_inert_keys_and_spelt_out_defaults_change_nothing(book):
     assert same.canonical() == trades.canonical() and same.experiment_id == trades.experiment_id
 
 
-@pytest.mark.parametrize("change", ["terms.kl.weight=5", "threat.eps=0.1", "train.epochs=3", "model.head={ use = 'linear', bias = false }", "terms.kl.at=clean", "evaluate.n=10",
+@pytest.mark.parametrize("change", ["terms.kl.weight=5", "threat.eps=0.1", "train.epochs=3",
+                                    "model.head={ use = 'linear', bias = false }", "terms.kl.at=clean", "evaluate.n=10",
                                     "inner.x_adv.bn=train", "outer.updates=['x']", "terms.ce.use=soft_ce"])
 def test_what_means_something_else_has_another_id(book, change):
     assert book.load("trades", sets=[change]).experiment_id != book.load("trades").experiment_id
@@ -82,4 +83,5 @@ def test_shipped_recipes_read_back_from_their_filled_text(name, tmp_path):
     path.write_text(recipe.filled(), encoding="utf-8")
     again = load(path)
     assert again.experiment_id == recipe.experiment_id
-    assert [(s.first, s.last, s.recipe.experiment_id) for s in again.segments()] == [(s.first, s.last, s.recipe.experiment_id) for s in recipe.segments()]
+    stretches = [[(s.first, s.last, s.recipe.experiment_id) for s in r.segments()] for r in (recipe, again)]
+    assert stretches[0] == stretches[1]

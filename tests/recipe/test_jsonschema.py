@@ -56,9 +56,11 @@ def test_the_grammar_is_accepted(validator):
     assert list(validator.iter_errors(tomllib.loads(GOOD))) == []
 
 
-@pytest.mark.parametrize("text", ['extnds = "at.toml"', "[terms]\nkl = 3", '[terms]\nkl = { use = "kll" }', '[terms]\nkl = { use = "kl", delta = 1.0 }',
+@pytest.mark.parametrize("text", ['extnds = "at.toml"', "[terms]\nkl = 3", '[terms]\nkl = { use = "kll" }',
+                                  '[terms]\nkl = { use = "kl", delta = 1.0 }',
                                   '[terms]\nmargin = { use = "margin", delta = -1.0 }', '[inner.adv]\nuse = "pgd"', '[outer]\nbn = "training"',
-                                  "[train]\nepochs = 0", '[inner.x_adv]\nuse = "pgd"\nstart = "unifrom"', '[terms]\nkl = { weight = { use = "rampp" } }',
+                                  "[train]\nepochs = 0", '[inner.x_adv]\nuse = "pgd"\nstart = "unifrom"',
+                                  '[terms]\nkl = { weight = { use = "rampp" } }',
                                   '[search]\n"a.b" = { low = 1 }', "[toggle]\na = { sett = {} }", '[phase.p]\nuse = "burn_in"\nuntil = "soon"'])
 def test_mistakes_are_underlined(validator, text):
     assert list(validator.iter_errors(tomllib.loads(text)))
@@ -70,4 +72,5 @@ def test_editors_see_cards_and_defaults():
     uses = {each["const"]: each["description"] for each in term["properties"]["use"]["oneOf"]}
     assert "Formula:" in uses["kl"] and "Paper:" in uses["kl"]
     margin = next(b["then"] for b in term["allOf"] if b["if"]["properties"]["use"]["const"] == "margin")
-    assert margin["properties"]["delta"]["default"] == 0.9 and "weight" in margin["properties"] and "number >= 0" in margin["properties"]["delta"]["description"]
+    delta = margin["properties"]["delta"]
+    assert delta["default"] == 0.9 and "number >= 0" in delta["description"] and "weight" in margin["properties"]

@@ -131,7 +131,7 @@ def test_a_parent_is_found_among_the_shipped_ones(book, tmp_path):
     own.parent.mkdir()
     own.write_text('extends = "trades.toml"\n[terms]\nkl = { weight = 3.0 }\n')
     assert weight(book.load(own)) == 3.0
-    own.with_name("trades.toml").write_text('extends = "trades.toml"\n[terms]\nkl = { weight = 5.0 }\n')      # of the same name: its parent is the shipped one
+    own.with_name("trades.toml").write_text('extends = "trades.toml"\n[terms]\nkl = { weight = 5.0 }\n')      # its parent is the shipped one
     assert weight(book.load(own.with_name("trades.toml"))) == 5.0
 
 

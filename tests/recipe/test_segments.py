@@ -29,7 +29,7 @@ def test_overlapping_phases_are_cut_at_all_borders(book):
                                  (16, 20, ("late",), 0, 20, False)]
     methods = [s.recipe.method for s in recipe.segments()]
     assert [[t.id for t in m.terms] for m in methods] == [["clean_ce"], ["ce", "kl"], ["ce", "kl"], ["ce", "kl"]]
-    assert [[i.eps for i in m.inner] for m in methods] == [[], [4 / 255], [8 / 255], [8 / 255]]      # half_radius is void where burn_in dropped the inner
+    assert [[i.eps for i in m.inner] for m in methods] == [[], [4 / 255], [8 / 255], [8 / 255]]      # void where burn_in dropped the inner
     assert [m.terms[-1].weight for m in methods] == [1.0, 6.0, 6.0, 1.0]
     assert stretches(book.load("r", sets=["train.epochs=1"])) == [(1, 1, ("burn_in", "half"), 0, 1, False)]      # each at least one epoch
 
