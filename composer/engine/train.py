@@ -47,6 +47,7 @@ class Trainer:
         self.on_cpu = session.device.type == "cpu"
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._saved_at = time.monotonic()
+        self._steps, self._images, self._stepping = 0, 0, 0.0      # of the epoch, in this sitting
 
     # -- the loop ------------------------------------------------------------------------------------------------------------------
 
@@ -59,7 +60,10 @@ class Trainer:
             self._judge(p.epoch)
         for epoch in range(p.epoch + 1, segment.last + 1):
             for batch in self.feed.batches(epoch, p.step, p.batch):
+                at = time.monotonic()
                 self._step(batch, epoch)
+                self._stepping += time.monotonic() - at
+                self._steps, self._images = self._steps + 1, self._images + len(batch.y)
                 lock.beat()
                 p.seconds = before + time.monotonic() - began
                 self.hooks.step_done(epoch, p.batch, self.feed.steps)
@@ -180,6 +184,10 @@ class Trainer:
         p = self.progress
         metrics = self.meter.read()
         metrics["train/lr"] = float(self.optimizer.param_groups[0]["lr"])
+        if self._steps and self._stepping:
+            metrics["time/step_ms"] = 1000 * self._stepping / self._steps
+            metrics["time/images_per_s"] = self._images / self._stepping
+        self._steps, self._images, self._stepping = 0, 0, 0.0
         began = time.monotonic()
         metrics.update(self.hooks.validate(self, epoch))
         metrics["time/validation_s"] = time.monotonic() - began

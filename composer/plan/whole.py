@@ -28,7 +28,8 @@ def scheduled(recipe: Any) -> dict[str, Any]:
 def plans_of(recipe: Any, *, share: bool = True) -> list[tuple[Segment, Plan]]:
     """Every stretch of a recipe with its plan. Errors: what the method lacks, located."""
     segments = recipe.segments()
-    points = tuple(dict.fromkeys(i.id for s in segments for i in s.recipe.method.inner if i.id != "weights"))
+    written = recipe.stack.tables.get("inner", {})           # before toggles: what they drop is passed over, not unknown
+    points = tuple(dict.fromkeys([*(i.id for s in segments for i in s.recipe.method.inner), *written]))
     found = []
     for segment in segments:
         values = {k: v for k, v in scheduled(segment.recipe).items() if hasattr(v, "use")}

@@ -78,7 +78,7 @@ def test_its_own_setting_is_the_embedded_one(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_each_toggle_alone_compiles_and_changes_the_plan(recipe: str) -> None:
     base = plans_of(on(recipe))
-    same = lambda found: [(s.first, s.last, p) for s, p in found] == [(s.first, s.last, p) for s, p in base]  # noqa: E731
+    same = lambda found: [(s.first, s.last, p) for s, p in found] == [(s.first, s.last, p) for s, p in base]
     assert same(plans_of(on(recipe)))
     assert not [name for name in on(recipe).toggle if same(plans_of(on(recipe).without(name)))]
 
@@ -124,7 +124,7 @@ def test_what_the_attack_climbs_and_the_weights_descend(recipe: str, toggles: tu
 
 def test_toggles_that_leave_another_recipe() -> None:
     """What remains of a method without its component is the method it was built on."""
-    plan = lambda r: plans_of(r)[-1][1]  # noqa: E731
+    plan = lambda r: plans_of(r)[-1][1]
     assert plan(on("at").without("attack")) == plan(on("standard"))
     assert plan_cost(plan(on("at_rice").without("attack"))) == plan_cost(plan(on("trades").without("kl"))) == plan_cost(plan(on("standard")))
     boosted = on("lma_at").without("boost")
@@ -139,7 +139,8 @@ def test_toggles_that_leave_another_recipe() -> None:
 def test_lma_at_per_bench(recipe: str, setting: str, beta: float, alpha: float) -> None:
     r = on(recipe, setting)
     assert (term(r, "align").weight, term(r, "align").options["alpha"]) == (beta, alpha)
-    assert r.method.parts[0].options["decay"] == 0.2 and r.method.inner[0].options["start"] == Ref("start", "gaussian", {"sigma": 0.001, "clamp": False})
+    assert r.method.parts[0].options["decay"] == 0.2
+    assert r.method.inner[0].options["start"] == Ref("start", "gaussian", {"sigma": 0.001, "clamp": False})
 
 
 @pytest.mark.parametrize(("recipe", "setting", "weight"), [
@@ -200,6 +201,18 @@ def test_short_runs_keep_their_proportions() -> None:
     short = load(ROOT / "mwpb_trades.toml", setting="mwpb/cifar10-resnet18", sets=["train.epochs=11"])
     assert [(s.first, s.last) for s in short.segments()] == [(1, 8), (9, 11)]
     assert [number(short.train.lr, e, 11) for e in (8, 9, 10)] == pytest.approx([0.1, 0.01, 0.001])
+
+
+@pytest.mark.parametrize(("recipe", "setting", "sets"), [
+    ("mwpb_trades", "mwpb/cifar10-resnet18", ['train.lr.at=["79/110", "89/110"]']),
+    ("at", "emr/cifar10-resnet18", ["inner.x_adv.bn=train"]),
+    ("mart_ours", "lma_at/cifar10-resnet18", ["select.held_out=0", "select.report=last"]),
+    ("mart", "digits", ["terms.kl.constants=mart"]),
+    ("lma_at", "digits", ["terms.boosted_ce.constants=exact"]),
+])
+def test_variants_the_headers_speak_of(recipe: str, setting: str, sets: list[str]) -> None:
+    """The commands that files' comments offer read, and change what is meant."""
+    assert load(ROOT / f"{recipe}.toml", setting=setting, sets=sets).experiment_id != on(recipe, setting).experiment_id
 
 
 def test_a_wrong_number_is_told_at_its_line() -> None:
