@@ -101,6 +101,11 @@ _add_working_verbs()
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs the command line and exits with its code."""
+    from composer.doctor import foreign_composer
+
+    clash = foreign_composer()
+    if clash:
+        print(clash, file=sys.stderr)
     sys.exit(run_app(app, list(sys.argv[1:] if arguments is None else arguments)))
 
 

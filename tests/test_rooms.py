@@ -22,7 +22,7 @@ BASE = {"errors", "options", "registry", "shapes", "seeds"}
 CATALOGUE = BASE | {"callmodule"}
 # A name with a dot opens one module of a room: a door that docs/architecture.md describes.
 DOORS = {"models.build", "models.weights", "data.sets", "data.augment", "evaluate.protocol", "inner.ascent", "inner.balls", "optim", "report.live",
-         "report.table"}
+         "report.table", "report.plots"}
 EVERYTHING = {"*"}
 ROOMS: dict[str, set[str]] = {
     "__init__": {"registry", "errors", "*"},            # the Python door: verbs are imported where they are called

@@ -27,11 +27,18 @@ class Saved:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def save(path: Path, saved: Saved) -> None:
-    """Write a file atomically. Errors: ComposerError (disk full, folder not writable)."""
+def save(path: Path, saved: Saved, *, previous: Path | None = None) -> None:
+    """Write a file atomically; what was there goes to `previous` once the new one is whole. Errors: ComposerError (disk full, not writable)."""
     tensors = {k: v.detach().to("cpu").contiguous().clone() for k, v in saved.tensors.items()}
     header = {"composer": json.dumps(saved.facts, sort_keys=True)}
-    atomic.replace_with(path, lambda beside: save_file(tensors, beside, metadata=header))
+
+    def write(beside: Path) -> None:
+        save_file(tensors, beside, metadata=header)
+        if previous is not None and path.exists():
+            atomic.sync_file(beside)
+            os.replace(path, previous)
+
+    atomic.replace_with(path, write)
 
 
 def load(path: Path) -> Saved:
@@ -48,12 +55,32 @@ def load(path: Path) -> Saved:
                             fix="delete it to go on from the one before it, or run with --fresh") from None
 
 
+def facts(path: Path) -> dict[str, Any]:
+    """The plain facts of a file, without its tensors; {} where there is none or it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("composer", "null")) or {}
+    except (SafetensorError, OSError, ValueError):
+        return {}
+
+
 def keep(folder: Path, saved: Saved) -> None:
-    """Make `saved` the folder's current checkpoint; the last one stays as its predecessor."""
-    current = folder / CURRENT
-    if current.exists():
-        os.replace(current, folder / PREVIOUS)
-    save(current, saved)
+    """Make `saved` the folder's current checkpoint; the last one stays as its predecessor. A write that fails changes neither."""
+    save(folder / CURRENT, saved, previous=folder / PREVIOUS)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left half written. Only for who holds the folder's lock."""
+    for path in folder.glob(".tmp-*"):
+        path.unlink(missing_ok=True)
+
+
+def forget(folder: Path, best: str) -> None:
+    """Remove best models that neither `best` nor a checkpoint on disk names: a resumed run may still go back to those."""
+    named = {best} | {((facts(folder / name).get("progress") or {}).get("best") or {}).get("file") for name in (CURRENT, PREVIOUS)}
+    for path in folder.glob("best-*.safetensors"):
+        if path.name not in named:
+            path.unlink(missing_ok=True)
 
 
 def newest(folder: Path) -> tuple[Saved | None, str]:

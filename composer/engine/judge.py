@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from composer.engine.checkpoint import weights_digest
 from composer.engine.session import Session
 from composer.errors import ComposerError
 from composer.options import plain
+from composer.plan.whole import place
+from composer.registry import REGISTRY
 
 CHEAP = ("aa",)        # measures the unselected model is spared, unless asked for
 
@@ -44,6 +48,33 @@ def judged_weights(session: Session, parts: dict[str, Any], which: str, path: st
 
 def validation_model(session: Session, parts: dict[str, Any], which: str) -> nn.Module:
     return session.net.model if which == "live" else Overlaid(session.net.model, judged_weights(session, parts, which, "select.weights"))
+
+
+def check_judging(session: Session) -> None:
+    """Before hours of training: weights that are to be judged exist in every stretch that may be judged, and the measures' libraries are there."""
+    recipe = session.recipe
+    selects = recipe.select.held_out > 0 and recipe.select.attack is not None
+    last = session.nodes[-1].segment
+    begin = last.first if recipe.select.from_ == "last_phase" else int(recipe.select.from_)
+    for path, which, first in (("select.weights", recipe.select.weights, 1 if selects or recipe.trace.every else last.last + 1),
+                               ("evaluate.weights", recipe.evaluate.weights, begin if selects else last.last)):
+        for node in (n for n in session.nodes if n.segment.last >= first):
+            offering = sorted(part.id for part in node.plan.parts if hasattr(REGISTRY.get("part", part.use).fn, "weights"))
+            if which != "live" and which not in offering:
+                raise ComposerError(f"{path} = \"{which}\", and no part of that name offers weights in epochs {node.segment.first}-{node.segment.last}",
+                                    where=place(recipe)(path), fix=f"one of {', '.join(['live', *offering])}")
+    for spec in recipe.evaluate.measures:
+        library = REGISTRY.get("measure", spec.use).flags.get("library")
+        if library and not _installed(library):
+            raise ComposerError(f"the measure '{spec.name}' needs the package {library}, which is not installed", where=place(recipe)("evaluate"),
+                                fix=f"pip install {library}, or choose measures without it (evaluate.use = \"cheap\")")
+
+
+def _installed(library: str) -> bool:
+    try:
+        return library in sys.modules or importlib.util.find_spec(library) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 class Validator:

@@ -80,6 +80,30 @@ def _by_step(value: Any, registry: Registry) -> bool:
     return bool(needs & {"step", "progress", "ratio"})
 
 
+def judges(recipe: Any) -> list[tuple[str, str]]:
+    """The measures that validation and traces use."""
+    attack = [recipe.select.attack] if recipe.select.held_out > 0 and recipe.select.attack is not None else []
+    return [("measure", m.use) for m in (*attack, *(recipe.trace.measures if recipe.trace.every else ()))]
+
+
+def judging(recipe: Any, first: int, last: int, last_phase: int) -> dict[str, Any] | None:
+    """What decides the validation's numbers and the choice of the best in epochs first…last; None where nothing is validated or traced.
+
+    It is part of a stretch's identity: the best model so far and the curves lie beside its checkpoint.
+    """
+    select, trace = recipe.select, recipe.trace
+    selects = select.held_out > 0 and select.attack is not None
+    if not (selects or trace.every):
+        return None
+    begin = last_phase if select.from_ == "last_phase" else int(select.from_)
+    return plain({
+        "threat": vars(recipe.threat), "weights": select.weights,
+        "select": selects and {"attack": vars(select.attack), "n": select.n, "from": max(begin, first) if begin <= last else 0,
+                               "kept": recipe.evaluate.weights},
+        "trace": bool(trace.every) and {"every": trace.every, "on": trace.on, "measures": [vars(m) for m in trace.measures]},
+    })
+
+
 def sources(plan: Plan, uses: list[tuple[str, str]], registry: Registry) -> dict[str, str]:
     """The file of every primitive in use, by digest."""
     found: dict[str, str] = {}

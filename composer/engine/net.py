@@ -32,6 +32,7 @@ class Net:
             self.model.to(memory_format=torch.channels_last)
         self.parameters = dict(self.model.named_parameters())
         self._list = list(self.parameters.values())
+        self.dtype = next((p.dtype for p in self._list if p.is_floating_point()), torch.float32)
         self._embeds = hasattr(model, "embed") and hasattr(model, "head")
 
     @property
@@ -48,21 +49,23 @@ class Net:
 
     def __call__(self, x: Tensor, *, batch: bool, scratch: Tensor | None = None, rows: Tensor | None = None, features: bool = False,
                  weights: dict[str, Tensor] | None = None, name: str = "", step: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Logits [N,K] in float32 (and the head's input, when asked)."""
+        """Logits [N,K] in float32, or float64 where the network is (and the head's input, when asked)."""
         scope = self.scope
-        scope.batch, scope.scratch, scope.rows = batch, scratch, rows
         if self.random:
             for module in self.random:
                 module.training = batch
             if batch:
                 torch.manual_seed(stream_seed(self.seed, f"model/{name}", step))
-        with self._autocast():
-            if weights is not None:
-                logits, embedded = self._overlay(weights, x, features)
-            else:
-                logits, embedded = self._forward(x, features)
-        scope.batch = False
-        return logits.float(), embedded.float() if embedded is not None else None
+        scope.batch, scope.scratch, scope.rows = batch, scratch, rows
+        try:
+            with self._autocast():
+                if weights is not None:
+                    logits, embedded = self._overlay(weights, x, features)
+                else:
+                    logits, embedded = self._forward(x, features)
+        finally:
+            scope.batch, scope.scratch, scope.rows = False, None, None      # whoever runs the model otherwise sees eval mode
+        return _full(logits), None if embedded is None else _full(embedded)
 
     def _forward(self, x: Tensor, features: bool) -> tuple[Tensor, Tensor | None]:
         if not features:
@@ -82,6 +85,11 @@ class Net:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+
+def _full(x: Tensor) -> Tensor:
+    """Half precisions as float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class _Shell(nn.Module):

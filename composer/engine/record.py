@@ -10,10 +10,13 @@ from composer import atomic
 
 
 class Record:
-    """experiments/<name>-<experiment id>-s<seed>: which nodes a run consists of, its MLflow run, and its result."""
+    """experiments/<name>-<experiment id>-s<seed>: which nodes a run consists of, its MLflow run, and its result.
 
-    def __init__(self, out: Path, recipe: Any, seed: int):
-        self.name = f"{recipe.name}-{recipe.experiment_id[:10]}-s{seed}"
+    Another precision is another experiment, so it stands in the name too.
+    """
+
+    def __init__(self, out: Path, recipe: Any, seed: int, precision: str = "fp32"):
+        self.name = f"{recipe.name}-{recipe.experiment_id[:10]}-s{seed}{'' if precision == 'fp32' else '-' + precision}"
         self.folder = out / "experiments" / self.name
         self.facts: dict[str, Any] = self._read("record.json") or {}
         self.result: dict[str, Any] | None = self._read("result.json")

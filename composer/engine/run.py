@@ -10,11 +10,11 @@ from typing import Any
 
 from composer import atomic
 from composer.engine import checkpoint
-from composer.engine.judge import Validator, judge, judged_weights
-from composer.engine.keys import first_difference
+from composer.engine.judge import Validator, check_judging, judge, judged_weights
 from composer.engine.lock import Lock
-from composer.engine.record import Record, flat, read_json
-from composer.engine.session import Node, Session, Settings
+from composer.engine.record import Record, flat
+from composer.engine.session import Session, Settings
+from composer.engine.settle import settle
 from composer.engine.signals import Signals
 from composer.engine.train import Progress, Trainer, stopped
 from composer.errors import ComposerError
@@ -28,7 +28,7 @@ def run(recipe: Any, *, seed: int = 0, settings: Settings | None = None, tags: d
     """Train, evaluate and record one recipe with one seed; the result as design's JSON."""
     settings = settings or Settings()
     writable(settings.out)
-    record = Record(settings.out, recipe, seed)
+    record = Record(settings.out, recipe, seed, settings.precision)
     if record.result and not settings.fresh:
         return record.result
     return Runner(recipe, seed, settings, record, tags or {}).run()
@@ -37,7 +37,10 @@ def run(recipe: Any, *, seed: int = 0, settings: Settings | None = None, tags: d
 def writable(out: Path) -> None:
     """Before anything is computed: can results be kept?"""
     probe = out / f".probe-{os.getpid()}"
-    atomic.write_text(probe, "")
+    try:
+        atomic.write_text(probe, "")
+    except ComposerError as error:
+        raise ComposerError(error.what.replace(str(probe.resolve()), str(out)), where=f"--out {out}", fix=error.fix) from None
     probe.unlink(missing_ok=True)
 
 
@@ -50,57 +53,36 @@ class Runner:
         self.live = Live(0, 1, quiet=True)
 
     def run(self) -> dict[str, Any]:
+        """Everything under one lock: two processes with one command would write one record."""
         began = time.monotonic()
         title = f"{self.recipe.name} on {self.recipe.setting}, seed {self.seed}"
-        self.session = Session(self.recipe, self.seed, self.settings)
-        self._same_bits()
-        total = self.session.nodes[-1].segment.last
-        steps = self.session.feed(self.session.nodes[0].segment).steps
-        self.tracker = make_tracker(self.settings.out, experiment=self.recipe.name, enabled=self.settings.track, folder=self.record.folder)
-        status = "FAILED"
-        with Live(total, steps, title, quiet=self.settings.quiet) as self.live, Signals(self):
-            try:
-                self._start_tracking()
-                trainer = self._train()
-                result = self._evaluate(trainer, began)
-                status = "FINISHED"
-            except BaseException as error:
-                status = "KILLED" if getattr(error, "exit_code", 0) == 75 or isinstance(error, KeyboardInterrupt) else "FAILED"
-                raise
-            finally:
-                self.tracker.finish(status)
-        if self.tracker.note and not self.settings.quiet:
-            self.live.say(self.tracker.note)
-        result["mlflow_run_id"] = self.tracker.run_id
-        atomic.write_json(self.record.folder / "result.json", result)
+        with Signals(self), Lock(self.record.folder):
+            self.session = Session(self.recipe, self.seed, self.settings)
+            check_judging(self.session)
+            settle(self.session, self.record)
+            steps = self.session.feed(self.session.nodes[0].segment).steps
+            self.tracker = make_tracker(self.settings.out, experiment=self.recipe.name, enabled=self.settings.track, folder=self.record.folder)
+            with Live(self.session.nodes[-1].segment.last, steps, title, quiet=self.settings.quiet) as self.live:
+                result = self._tracked(began)
+            result["mlflow_run_id"] = self.tracker.run_id
+            result = atomic.plain(result)
+            atomic.write_json(self.record.folder / "result.json", result)
         return result
 
-    # -- identity ------------------------------------------------------------------------------------------------------------------
-
-    def _same_bits(self) -> None:
-        """Nodes of an earlier, unfinished sitting must be the ones of now, or the user decides."""
-        nodes, old = self.session.nodes, self.record.facts.get("nodes", [])
-        if self.settings.fresh:
-            import shutil
-
-            for node in nodes:
-                shutil.rmtree(node.folder, ignore_errors=True)
-            (self.record.folder / "result.json").unlink(missing_ok=True)
-            old = []
-        for node, before in zip(nodes, old):
-            if before["key"] == node.key:
-                continue
-            folder = self.settings.out / "nodes" / before["key"]
-            held = read_json(folder / "key.json")
-            if held is None:
-                break
-            difference = first_difference(held, node.content)
-            if not self.settings.adopt:
-                raise ComposerError(f"an unfinished run of {self.record.name} is not the same any more", where=str(folder), why=difference,
-                                    fix="--fresh trains it anew, --adopt goes on with it as it is and records that")
-            node.adopted, node.key, node.folder = difference, before["key"], folder
-        self.record.keep(recipe=self.recipe.name, setting=self.recipe.setting, seed=self.seed, experiment_id=self.recipe.experiment_id,
-                         nodes=[{"key": n.key, "epochs": [n.segment.first, n.segment.last]} | ({"adopted": n.adopted} if n.adopted else {}) for n in nodes])
+    def _tracked(self, began: float) -> dict[str, Any]:
+        status, said = "FAILED", ""
+        try:
+            said = self._start_tracking()
+            result = self._evaluate(self._train(), began)
+            status = "FINISHED"
+            return result
+        except BaseException as error:
+            status = "KILLED" if getattr(error, "exit_code", 0) in (75, 130) or isinstance(error, KeyboardInterrupt) else "FAILED"
+            raise
+        finally:
+            self.tracker.finish(status)
+            if self.tracker.note != said:
+                self.live.say(self.tracker.note)
 
     # -- training ------------------------------------------------------------------------------------------------------------------
 
@@ -108,44 +90,80 @@ class Runner:
         """Walk the nodes: finished ones are loaded, the first unfinished one resumes, the rest are trained."""
         self.validator = Validator(self.session, self.live.progress)
         progress, parts, trainer = Progress(), {}, None
-        saved: checkpoint.Saved | None = None
+        if self.session.init_note:
+            self.live.say(self.session.init_note)
         for node in self.session.nodes:
             self.live.phase(", ".join(node.segment.phases), self.session.feed(node.segment).steps)
             parts = self.session.parts(node, parts)
-            trainer = Trainer(self.session, node, progress, parts, self._optimizer(node, trainer), self)
-            if saved is not None:
-                trainer.restore(saved, meter=False, optimizer=not node.segment.fresh)
-            own, remark = checkpoint.newest(node.folder)
-            if remark:
-                self.live.say(remark)
-            if own is not None:
-                trainer.progress = progress = Progress(**own.facts["progress"])
-                trainer.restore(own)
-                self._rewind(node, progress)
-                self.live.resume(progress.epoch, progress.batch)
-            if not (node.folder / "done").exists():
+            before, trainer = trainer, Trainer(self.session, node, progress, parts, self.session.optimizer(node.segment), self)
+            if before is not None:
+                trainer.restore(self._end_of(before), meter=False, optimizer=not node.segment.fresh and trainer.recipe.optim.use == before.recipe.optim.use)
+            if not self._loaded(trainer):
                 with Lock(node.folder) as lock:
-                    if own is None:
+                    if not self._loaded(trainer):                     # another run may have finished it since
+                        checkpoint.tidy(node.folder)
+                        self._resume(trainer)
                         atomic.write_json(node.folder / "key.json", node.content)
-                    trainer.run(lock)
-                    atomic.write_text(node.folder / "done", node.key + "\n")
+                        trainer.run(lock)
+                        atomic.write_text(node.folder / "done", node.key + "\n")
             progress = trainer.progress
-            saved = checkpoint.newest(node.folder)[0]
         assert trainer is not None
         self.live.phase("")
         return trainer
 
-    def _optimizer(self, node: Node, before: Trainer | None) -> Any:
-        """The optimiser goes on from stretch to stretch; its options may have been edited by a phase."""
-        return self.session.optimizer(node.segment)
+    def _end_of(self, trainer: Trainer) -> checkpoint.Saved:
+        saved, _ = checkpoint.newest(trainer.node.folder)
+        assert saved is not None
+        return saved
 
-    def _rewind(self, node: Node, progress: Progress) -> None:
-        """Records beyond the checkpoint are of steps that will be taken again."""
-        path = node.folder / "metrics.jsonl"
-        if path.exists():
-            rows = [r for r in atomic.read_lines(path) if r["epoch"] <= progress.judged]
-            atomic.write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
-        self.tracker.rewind(progress.judged)
+    def _loaded(self, trainer: Trainer) -> bool:
+        """A finished stretch: take its last state over. One whose last checkpoint is damaged is not finished."""
+        node = trainer.node
+        if not (node.folder / "done").exists():
+            return False
+        if (checkpoint.facts(node.folder / checkpoint.CURRENT).get("progress") or {}).get("judged") != node.segment.last:
+            return False
+        try:
+            saved = checkpoint.load(node.folder / checkpoint.CURRENT)
+        except ComposerError:
+            return False
+        self._take(trainer, saved)
+        return True
+
+    def _resume(self, trainer: Trainer) -> None:
+        """The newest checkpoint of an unfinished stretch, if there is one. Records beyond it are of steps that will be taken again."""
+        saved, remark = checkpoint.newest(trainer.node.folder)
+        if remark:
+            self.live.say(remark)
+        path = trainer.node.folder / "metrics.jsonl"
+        judged = 0
+        if saved is not None:
+            self._take(trainer, saved)
+            judged = trainer.progress.judged
+        rows = atomic.read_lines(path)
+        kept = [r for r in rows if r["epoch"] <= judged]
+        if kept != rows:
+            atomic.write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+        self.tracker.rewind(judged or trainer.node.segment.first - 1)
+
+    def _take(self, trainer: Trainer, saved: checkpoint.Saved) -> None:
+        trainer.progress = progress = Progress(**saved.facts["progress"])
+        trainer.restore(saved)
+        heirs = {n.heir_of: n.key for n in self.session.nodes if n.adopted}
+        if progress.best:
+            progress.best = {**progress.best, "node": heirs.get(progress.best["node"], progress.best["node"])}
+        self._replay(trainer)
+        self.live.resume(progress.epoch, progress.batch)
+
+    def _replay(self, trainer: Trainer) -> None:
+        """Curves of epochs that another run trained are this run's too."""
+        tracked = self.record.facts.get("tracked", [])
+        if trainer.node.key in tracked:
+            return
+        for row in atomic.read_lines(trainer.node.folder / "metrics.jsonl"):
+            if row["epoch"] <= trainer.progress.judged:
+                self.tracker.metrics({k: v for k, v in row.items() if k not in ("epoch", "step") and v is not None}, row["epoch"])
+        self.record.keep(tracked=[*tracked, trainer.node.key])
 
     # -- what the trainer tells ----------------------------------------------------------------------------------------------------
 
@@ -166,21 +184,14 @@ class Runner:
             name = f"best-{epoch}.safetensors"
             weights = judged_weights(self.session, trainer.parts, self.recipe.evaluate.weights, "evaluate.weights")
             checkpoint.save(trainer.node.folder / name, checkpoint.Saved(weights, {"epoch": epoch, "score": score}))
-            self._forget(best, trainer)
             trainer.progress.best = {"epoch": epoch, "score": score, "node": trainer.node.key, "file": name}
+            checkpoint.forget(trainer.node.folder, name)
         atomic.append_line(trainer.node.folder / "metrics.jsonl", {"epoch": epoch, "step": trainer.progress.step, **metrics})
         self.tracker.metrics(metrics, epoch)
         terms = {k.removeprefix("train/terms."): v for k, v in metrics.items() if k.startswith("train/terms.")}
         values = {k.removeprefix("val/"): v for k, v in metrics.items() if k.startswith("val/")}
         chosen = trainer.progress.best
         self.live.epoch(epoch, terms, values, f"epoch {chosen['epoch']}" if chosen else "")
-
-    def _forget(self, best: dict[str, Any], trainer: Trainer) -> None:
-        """The former best may go, unless a checkpoint on disk still names it."""
-        held, _ = checkpoint.newest(trainer.node.folder) if (trainer.node.folder / checkpoint.CURRENT).exists() else (None, "")
-        named = (held.facts["progress"]["best"] or {}).get("file") if held else None
-        if best and best["node"] == trainer.node.key and best["file"] != named:
-            (trainer.node.folder / best["file"]).unlink(missing_ok=True)
 
     # -- the end -------------------------------------------------------------------------------------------------------------------
 
@@ -222,7 +233,7 @@ class Runner:
             "protocol": self.recipe.evaluate.protocol, "n": judged.n, "selected": chosen, "selected_epoch": p.best["epoch"] if chosen == "best" else p.epoch,
             "metrics": judged.metrics, "metrics_other": second.metrics if second else {}, "trust": judged.trust, "out": str(self.settings.out),
             "mlflow_run_id": None,
-        } | self._expect(judged)
+        } | self._expect(judged) | self._adoptions()
 
     def _expect(self, judged: Any) -> dict[str, Any]:
         if not self.recipe.expect:
@@ -231,9 +242,14 @@ class Runner:
 
         return {"expect": compare_expect(self.recipe.expect, judged.metrics, judged.n)}
 
+    def _adoptions(self) -> dict[str, Any]:
+        found = [f"epochs {n.segment.first}-{n.segment.last}: {n.adopted}" for n in self.session.nodes if n.adopted]
+        return {"adopted": found} if found else {}
+
     # -- tracking ------------------------------------------------------------------------------------------------------------------
 
-    def _start_tracking(self) -> None:
+    def _start_tracking(self) -> str:
+        """Returns what the tracker had to say, which was then said."""
         from composer.plan.explain import explain
 
         params = {"recipe": self.recipe.name, "setting": self.recipe.setting, "seed": self.seed} | flat(self.recipe.tables)
@@ -246,15 +262,29 @@ class Runner:
         atomic.write_text(self.record.folder / "plan.txt", plan + "\n")
         self.tracker.text(filled, "recipe.toml")
         self.tracker.text(plan, "plan.txt")
+        return self.tracker.note
 
     def _track_result(self, result: dict[str, Any], judged: Any) -> None:
         self.tracker.metrics({f"test/{k}": v for k, v in result["metrics"].items()}, result["epochs"])
         self.tracker.metrics({f"test-{'last' if result['selected'] == 'best' else 'best'}/{k}": v for k, v in result["metrics_other"].items()}, result["epochs"])
         self.tracker.text(json.dumps(result, indent=1, default=str), "result.json")
         self.tracker.artifact(self.record.folder / "final.safetensors", "checkpoint")
-        for node in self.session.nodes:
-            if (node.folder / "metrics.jsonl").exists():
-                self.tracker.artifact(node.folder / "metrics.jsonl", f"curves/{node.segment.first}-{node.segment.last}")
+        self._track_curves(result)
+
+    def _track_curves(self, result: dict[str, Any]) -> None:
+        """The epochs' records of all stretches in one file, and a picture of them."""
+        from composer.report.plots import curves
+
+        files = [node.folder / "metrics.jsonl" for node in self.session.nodes]
+        rows = [row for file in files if file.exists() for row in atomic.read_lines(file)]
+        atomic.write_text(self.record.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self.tracker.artifact(self.record.folder / "metrics.jsonl", "curves")
+        try:
+            picture = curves(rows, self.record.folder / "curves.png", self.record.name, result["selected_epoch"])
+        except ImportError:
+            picture = None                                            # no matplotlib: the numbers are there all the same
+        if picture:
+            self.tracker.artifact(picture, "curves")
 
 
 __all__ = ["Record", "Runner", "Settings", "run"]

@@ -28,10 +28,10 @@ class Stats:
 
     def __init__(self, layers: list[nn.Module], device: torch.device):
         self.size = sum(int(layer.num_features) for layer in layers)
-        self.flat = torch.empty(2 * self.size, device=device)
+        self.flat = torch.empty(2 * self.size, device=device, dtype=layers[0].running_mean.dtype)  # type: ignore[union-attr]
         self.count = torch.zeros(len(layers), dtype=torch.long, device=device)
         momenta = {0.1 if layer.momentum is None else float(layer.momentum) for layer in layers}
-        self.momentum: float | Tensor = momenta.pop() if len(momenta) == 1 else torch.empty(2 * self.size, device=device)
+        self.momentum: float | Tensor = momenta.pop() if len(momenta) == 1 else torch.empty_like(self.flat)
         offset = 0
         for k, layer in enumerate(layers):
             n = int(layer.num_features)

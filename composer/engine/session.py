@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,15 @@ from composer.recipe.types import Segment
 from composer.registry import REGISTRY
 
 
+def seconds_of(variable: str, default: float) -> float:
+    """A number of seconds from the environment."""
+    text = os.environ.get(variable, "").strip()
+    try:
+        return float(text) if text else default
+    except ValueError:
+        raise ComposerError(f"{variable}={text}", where="environment", fix="a number of seconds, such as 120") from None
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to run, as the command line says it; nothing of what is meant."""
@@ -38,7 +48,7 @@ class Settings:
     adopt: bool = False
     quiet: bool = False
     track: bool = True
-    checkpoint_seconds: float = field(default_factory=lambda: float(os.environ.get("COMPOSER_CHECKPOINT_SECONDS", "120")))
+    checkpoint_seconds: float = field(default_factory=lambda: seconds_of("COMPOSER_CHECKPOINT_SECONDS", 120.0))
     full_other: bool = False                 # evaluate the unselected model by the whole protocol too
 
 
@@ -51,7 +61,9 @@ class Node:
     content: dict[str, Any]
     key: str
     folder: Path
-    adopted: str = ""
+    adopted: str = ""        # what had changed when another node's state was taken over
+    heir_of: str = ""        # the key of that node
+    plain_key: str = ""      # the key this node would have had
 
 
 class Session:
@@ -84,31 +96,39 @@ class Session:
     def _nodes(self) -> list[Node]:
         nodes: list[Node] = []
         parent = keys.digest({"init": keys.digest(self.recipe.train.init and self._init_digest()), "seed": self.seed})
-        for segment, plan in plans_of(self.recipe, share=not self.net.stochastic):
-            content = self._content(segment, plan, parent)
-            key = keys.digest(content)
-            nodes.append(Node(segment, plan, content, key, self.settings.out / "nodes" / key))
-            parent = key
+        found = plans_of(self.recipe, share=not self.net.stochastic)
+        for segment, plan in found:
+            judged = keys.judging(self.recipe, segment.first, segment.last, found[-1][0].first)
+            node = Node(segment, plan, self._content(segment, plan, judged), "", self.settings.out)
+            self.rekey(node, parent)
+            nodes.append(node)
+            parent = node.key
         return nodes
+
+    def rekey(self, node: Node, parent: str, **more: Any) -> None:
+        """Put a node behind another parent, and `more` into what its key is made of."""
+        node.content = json.loads(json.dumps({**node.content, "parent": parent, **more}, default=str))      # as it reads from disk
+        node.key = keys.digest(node.content)
+        node.folder = self.settings.out / "nodes" / node.key
 
     def _init_digest(self) -> str:
         from composer.engine.checkpoint import weights_digest
 
         return weights_digest(self.net.model.state_dict())
 
-    def _content(self, segment: Segment, plan: Plan, parent: str) -> dict[str, Any]:
+    def _content(self, segment: Segment, plan: Plan, judged: dict[str, Any] | None) -> dict[str, Any]:
         recipe, steps = segment.recipe, self.feed(segment).steps
         uses = [("model", recipe.model.use), ("head", recipe.model.head.use), ("data", recipe.data.use), ("optim", recipe.optim.use),
-                *(("augment", a.use) for a in recipe.augment)]
+                *(("augment", a.use) for a in recipe.augment), *keys.judges(self.recipe)]
         values = {**{d.path: d.ref for d in plan.dials}, **scheduled(recipe)}
         return {
-            "parent": parent, "epochs": [segment.first, segment.last], "fresh": segment.fresh, "seed": self.seed,
+            "epochs": [segment.first, segment.last], "fresh": segment.fresh, "seed": self.seed,
             "plan": keys.plan_content(plan),
             "dials": keys.dial_values(plan, values, segment.first, segment.last, segment.clock, segment.epochs, steps, REGISTRY),
             "train": {"batch_size": recipe.train.batch_size, "last": recipe.train.last},
             "optim": {"use": recipe.optim.use, "options": sorted(recipe.optim.options), "clip": recipe.optim.clip,
                       "decay_exclude": list(recipe.optim.decay_exclude), "decay_at": recipe.optim.decay_at},
-            "threat": plain({"eps": recipe.threat.eps}),
+            "threat": plain({"eps": recipe.threat.eps}), "judging": judged,
             "model": {"use": recipe.model.use, "options": plain(recipe.model.options), "head": plain(recipe.model.head), "mean": recipe.model.mean,
                       "std": recipe.model.std},
             "data": {"use": recipe.data.use, "digest": self.dataset.digest, "held_out": [recipe.select.held_out, recipe.select.stratified],

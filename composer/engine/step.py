@@ -22,8 +22,8 @@ Op = Callable[[Env], None]
 class Numbers:
     """The dials' tensors: written before a step, read inside it."""
 
-    def __init__(self, dials: tuple[Dial, ...], device: torch.device):
-        self.tensors = {d.path: torch.zeros((), device=device) for d in dials}
+    def __init__(self, dials: tuple[Dial, ...], device: torch.device, dtype: torch.dtype = torch.float32):
+        self.tensors = {d.path: torch.zeros((), device=device, dtype=dtype) for d in dials}
         self._held: dict[str, float] = {}
 
     def set(self, path: str, value: float) -> None:
@@ -40,7 +40,7 @@ class Executor:
 
     def __init__(self, plan: Plan, net: Net, parts: dict[str, Any], streams: Streams, *, threat_eps: float = 0.0, registry: Registry = REGISTRY):
         self.plan, self.net, self.parts, self.streams, self.registry = plan, net, parts, streams, registry
-        self.numbers = Numbers(plan.dials, net.device)
+        self.numbers = Numbers(plan.dials, net.device, net.dtype)
         self.threat_eps = threat_eps
         self.step = 0
         self._updates = set(plan.updates)
@@ -237,7 +237,8 @@ class Executor:
     def _draw(self, draw: Any, like: Tensor, count: Any) -> list[Tensor]:
         many = int(count) if not isinstance(count, str) else 1
         path = draw.path
-        return [self.net.layout(self.streams.draw(draw.kind, path if many == 1 else f"{path}/{k}", self.step, like)) for k in range(many)]
+        found = (self.streams.draw(draw.kind, path if many == 1 else f"{path}/{k}", self.step, like) for k in range(many))
+        return [self.net.layout(noise.to(like.dtype)) for noise in found]
 
     def _climb(self, inner: InnerPlan, body: list[Op], base: Env) -> Callable[..., Ascent]:
         own = inner.id

@@ -17,7 +17,7 @@ from composer.engine.lock import Lock
 from composer.engine.meter import Meter
 from composer.engine.session import Node, Session
 from composer.engine.step import Executor
-from composer.errors import Diverged, Stopped
+from composer.errors import ComposerError, Diverged, Stopped
 from composer.plan.whole import scheduled
 
 
@@ -54,6 +54,7 @@ class Trainer:
     def run(self, lock: Lock) -> None:
         """Train to the end of the stretch; afterwards the node's checkpoint is its last state."""
         p, segment = self.progress, self.node.segment
+        self._check_steps()
         began = time.monotonic()
         before = p.seconds
         if p.judged < p.epoch and p.batch == 0 and p.epoch >= segment.first:
@@ -136,11 +137,22 @@ class Trainer:
 
     # -- trouble -------------------------------------------------------------------------------------------------------------------
 
+    def _check_steps(self) -> None:
+        if self.feed.steps < 1:
+            raise ComposerError(f"train.batch_size = {self.recipe.train.batch_size} leaves no whole batch of {len(self.feed.rows)} training images",
+                                why='train.last = "drop" drops the only one', fix='a smaller train.batch_size, or train.last = "keep"')
+
     def _check_finite(self, epoch: int) -> None:
-        """Before anything is kept: the sums of the epoch so far are finite (one look, where steps are not looked at one by one)."""
-        broken = self.meter.broken()
+        """Before anything is kept: the sums of the epoch so far and the weights are finite (one look, where steps are not looked at one by one)."""
+        broken = self.meter.broken() or self._broken_weight()
         if broken:
             self._raise_diverged(broken, epoch)
+
+    def _broken_weight(self) -> str:
+        """A finite loss may have had an infinite gradient: the first weight or running statistic that is not finite, or ''."""
+        held = {k: v for k, v in self.net.model.state_dict().items() if v.is_floating_point()}
+        bad = (~torch.stack([torch.isfinite(v).all() for v in held.values()])).nonzero().flatten().tolist()
+        return f"the weight {list(held)[bad[0]]}" if bad else ""
 
     def _diverged(self, means: Tensor, epoch: int) -> None:
         names = [t.id for t, m in zip(self.plan.outer.terms, means.tolist()) if not math.isfinite(m)]
@@ -169,6 +181,7 @@ class Trainer:
         if optimizer:
             options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
             self.optimizer.load_state_dict(checkpoint.unflatten(saved.facts["optim"], saved.tensors))
+            self._lay_out_state()
             for group, own in zip(self.optimizer.param_groups, options):      # a phase may have edited them
                 group.update(own)
         for id, part in self.parts.items():
@@ -178,12 +191,21 @@ class Trainer:
         if meter:
             self.meter.load({k.removeprefix("meter/"): v for k, v in saved.tensors.items() if k.startswith("meter/")})
 
+    def _lay_out_state(self) -> None:
+        """A momentum lies in memory as its parameter does, as if it had grown there: else the update takes another, slower path."""
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
     # -- epoch's record ------------------------------------------------------------------------------------------------------------
 
     def _judge(self, epoch: int) -> None:
         p = self.progress
-        metrics = self.meter.read()
-        metrics["train/lr"] = float(self.optimizer.param_groups[0]["lr"])
+        at = time.monotonic()
+        metrics = self.meter.read()                              # waits for the device
+        self._stepping += time.monotonic() - at
+        metrics["train/lr"] = float(evaluate(self.recipe.train.lr, self.clock(epoch, self.feed.steps - 1), self.values.__getitem__, path="train.lr"))
         if self._steps and self._stepping:
             metrics["time/step_ms"] = 1000 * self._stepping / self._steps
             metrics["time/images_per_s"] = self._images / self._stepping

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from composer.plan.compile import compile_method
@@ -35,7 +36,17 @@ def plans_of(recipe: Any, *, share: bool = True) -> list[tuple[Segment, Plan]]:
         values = {k: v for k, v in scheduled(segment.recipe).items() if hasattr(v, "use")}
         plan = compile_method(segment.recipe.method, share=share, where=place(recipe), elsewhere=points, train=values)
         found.append((segment, plan))
-    return found
+    return _awake(found, recipe)
+
+
+def _awake(found: list[tuple[Segment, Plan]], recipe: Any) -> list[tuple[Segment, Plan]]:
+    """A part is passive only where neither this stretch nor a later one reads it, and nothing is judged at its weights."""
+    read = {recipe.select.weights, recipe.evaluate.weights}
+    marked = []
+    for segment, plan in reversed(found):
+        read |= {part.id for part in plan.parts if part.active}
+        marked.append((segment, replace(plan, parts=tuple(replace(part, active=part.id in read) for part in plan.parts))))
+    return marked[::-1]
 
 
 def title(segment: Segment) -> str:

@@ -80,6 +80,8 @@ def note(path: Dotted, value: Any, origins: Origins, place: Place) -> None:
             note((*path, key), item, origins, place)
     else:
         origins.note(path, place(path), copy.deepcopy(value))
+        for number in range(len(value)) if isinstance(value, list) else ():
+            origins.tables[(*path, str(number))] = place((*path, str(number)))
 
 
 def merge(tables: dict[str, Any], over: dict[str, Any], origins: Origins, place: Place, path: Dotted = ()) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,15 @@ def label(path: Path) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Doc:
-    """One TOML file: its meaning, and the line of every key."""
+    """One TOML file: its meaning, and the line of every key and of every item of a list (`("drop", "0")`).
+
+    spelled   top-level keys that were misspelt: as meant -> as written
+    """
 
     path: Path
     text: str
     table: dict[str, Any]
+    spelled: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def label(self) -> str:
@@ -47,9 +52,16 @@ class Doc:
 
     def place(self, path: Dotted) -> str:
         """file:line of a key, or of the nearest table around it."""
+        if path and path[0] in self.spelled:
+            path = (self.spelled[path[0]], *path[1:])
         while path and path not in self.lines:
             path = path[:-1]
         return f"{self.label}:{self.lines.get(path, 1)}"
+
+    def respelled(self, meant: Mapping[str, str]) -> Doc:
+        """The same file with top-level keys renamed (as written -> as meant); lines stay those of what was written."""
+        table = {meant.get(key, key): value for key, value in self.table.items()}
+        return replace(self, table=table, spelled={right: wrong for wrong, right in meant.items()})
 
 
 def read(path: Path) -> Doc:
@@ -135,13 +147,17 @@ class Scanner:
 
     def group(self, path: Dotted, close: str) -> None:
         self.at += 1
+        items = 0
         while self.skip() and self.text[self.at] != close:
             if self.text[self.at] == ",":
                 self.at += 1
             elif close == "}":
                 self.pair(path)
             else:
-                self.value(path)
+                here = (*path, str(items))
+                items += 1
+                self.lines.setdefault(here, self.text.count("\n", 0, self.at) + 1)
+                self.value(here)
         self.at += 1
 
     def string(self) -> None:
