@@ -19,9 +19,9 @@ def load(path: str | Path, *, setting: str | None = None, sets: Sequence[str] = 
 
 def check(recipe: Any) -> None:
     """Compile every plan of a recipe (a Recipe, a file or a name), and of each of its toggles. Errors: Errors with everything that is wrong."""
-    from composer.verbs import _further, compiles
+    from composer.verbs.checking import load_whole, wrong_with
 
-    errors = _further(load(recipe) if isinstance(recipe, (str, Path)) else recipe, compiles)
+    errors = [] if isinstance(recipe, (str, Path)) and load_whole(recipe) else wrong_with(recipe)
     if errors:
         raise Errors(errors)
 

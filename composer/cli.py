@@ -22,10 +22,12 @@ app = typer.Typer(name="composer", help="Adversarial training as a value: recipe
                   add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
 
+SET_HELP = ("path=value, a value as TOML writes it. Repeatable. train.epochs=3 keeps fractions of the run (\"80/110\"); a number in place of a "
+            "schedule replaces it; evaluate.n=64 holds for every measure that has no n of its own (evaluate.aa.n=64 for one that has).")
 Recipe = Annotated[str, typer.Argument(help="A recipe: a file, or the name of a shipped one.")]
 Recipes = Annotated[list[str] | None, typer.Argument(help="Recipes: files, or names of shipped ones. None: all shipped ones.")]
 Setting = Annotated[str | None, typer.Option("--setting", help="What it runs on: a shipped setting or a file.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="path=value, a value as TOML writes it. Repeatable.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
 Drops = Annotated[list[str] | None, typer.Option("--drop", help="A path to drop. Repeatable.")]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A plugin's file. Repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -51,7 +53,7 @@ def check(recipes: Recipes = None, setting: Setting = None, set_: Sets = None, d
     from composer.verbs.text import checked_text
 
     plugins(plugin)
-    found = verbs.check(recipes or verbs.shipped_recipes(), setting=setting, sets=set_ or (), drops=drop or (), further=verbs.compiles)
+    found = verbs.check(recipes or verbs.shipped_recipes(), setting=setting, sets=set_ or (), drops=drop or ())
     ok = all(each.ok for each in found)
     say({"ok": ok, "recipes": [each.as_dict() for each in found]}, as_json, checked_text(found))
     if not ok:
@@ -66,7 +68,7 @@ def diff(a: Recipe, b: Recipe, setting: Setting = None, set_: Sets = None, drop:
 
     plugins(plugin)
     rows = verbs.diff(a, b, setting=setting, sets=set_ or (), drops=drop or ())
-    say({"a": a, "b": b, "differs": rows}, as_json, diff_text(rows))
+    say({"a": a, "b": b, "differs": rows}, as_json, diff_text(rows, (a, b)))
 
 
 @app.command("list")
@@ -83,7 +85,7 @@ def list_(kind: Annotated[str | None, typer.Argument(help="A kind: loss, view, i
 
 @app.command()
 def schema(plugin: Plugins = None) -> None:
-    """JSON Schema of recipes, for editors (taplo, VS Code)."""
+    """JSON Schema of recipes, for editors (taplo, VS Code): save it, and name it in a file's first line, `#:schema ./recipe.schema.json`."""
     from composer import verbs
 
     plugins(plugin)

@@ -1,8 +1,9 @@
-"""The verbs that work: run, show, doctor, ui, plugin. Added to the command line's app."""
+"""The verbs that work: run, show, doctor, ui, cite, plugin. Added to the command line's app."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +11,12 @@ import typer
 
 from composer.errors import ComposerError
 
+SET_HELP = "path=value, a value as TOML writes it (composer check --help says more). Repeatable."
 Out = Annotated[Path, typer.Option("--out", help="Where everything is written.")]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A plugin's file. Repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Setting = Annotated[str | None, typer.Option("--setting", help="What it runs on: a shipped setting or a file.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="path=value, a value as TOML writes it. Repeatable.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
 Drops = Annotated[list[str] | None, typer.Option("--drop", help="A path to drop. Repeatable.")]
 DataRoot = Annotated[Path, typer.Option("--data-root", envvar="COMPOSER_DATA", help="Folder of the data sets.")]
 
@@ -63,11 +65,12 @@ def show(
     without: Annotated[list[str] | None, typer.Option("--without", help="A toggle that is off. Repeatable.")] = None,
 ) -> None:
     """The plan of a recipe with its cost, who set a value, or the card of a primitive."""
+    from composer import verbs
     from composer.cli import plugins, say
     from composer.verbs.show import plans_dict, plans_text, primitive_text
 
     plugins(plugin)
-    card = primitive_text(what) if not what.endswith(".toml") else None
+    card = primitive_text(what) if not what.endswith(".toml") and what not in verbs.shipped_recipes() else None     # fat the recipe, inner/fat
     if card is not None:
         say({"card": card}, as_json, card)
         return
@@ -105,6 +108,32 @@ def ui(out: Out = Path("runs"), port: Annotated[int, typer.Option(help="Port of 
     serve(out, port=port, host=host, open_browser=open_)
 
 
+def bench(full: Annotated[bool, typer.Option("--full", help="More methods and networks; minutes.")] = False,
+          gpu: Annotated[bool, typer.Option("--gpu", help="On the CUDA device, with seconds per epoch at fp32, tf32, bf16.")] = False,
+          rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
+          threads: Annotated[int, typer.Option(help="Threads of PyTorch; on a shared machine more than one is noisy.")] = 1,
+          as_json: Json = False) -> None:
+    """Passes, time and peak memory of training steps beside faithful and hand-pruned plain PyTorch loops."""
+    from composer.bench.run import bench as measure
+    from composer.cli import say
+
+    stream = sys.stderr if as_json else sys.stdout
+    report = measure(full=full, gpu=gpu, rounds=rounds, threads=threads, say=lambda line: print(line, file=stream, flush=True))
+    if as_json:
+        say(report, True, "")
+
+
+def cite(recipe: Annotated[str, typer.Argument(help="A recipe: a file, or the name of a shipped one.")],
+         setting: Setting = None, set_: Sets = None, drop: Drops = None, plugin: Plugins = None, as_json: Json = False) -> None:
+    """BibTeX of every paper that a recipe, its header and the cards of what it uses name."""
+    from composer.cli import say
+    from composer.report.cite import citations, cite_text
+
+    found, unknown = citations(_load(recipe, setting, set_, drop, plugin))
+    papers = [{"key": each.key, "by": list(each.by), "bibtex": each.bibtex} for each in found]
+    say({"recipe": recipe, "papers": papers, "unknown": unknown}, as_json, cite_text(found, unknown))
+
+
 plugin_app = typer.Typer(help="Write and check primitives of your own.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -134,17 +163,17 @@ def plugin_check(path: Path, as_json: Json = False) -> None:
 
 def add(app: typer.Typer) -> None:
     """Put these verbs on the app."""
-    for verb in (run, show, doctor, ui):
+    for verb in (run, show, doctor, ui, bench, cite):
         app.command()(verb)
     app.add_typer(plugin_app, name="plugin")
 
 
 def _load(recipe: str, setting: str | None, sets: list[str] | None, drops: list[str] | None, plugin: list[Path] | None) -> Any:
     from composer.cli import plugins
-    from composer.recipe.load import load
+    from composer.verbs.checking import load_whole
 
     plugins(plugin)
-    return load(recipe, setting=setting, sets=sets or (), drops=drops or ())
+    return load_whole(recipe, setting=setting, sets=sets or (), drops=drops or ())
 
 
 def _dry(recipe: Any, as_json: bool) -> None:

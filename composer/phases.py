@@ -11,10 +11,12 @@ from composer.registry import phase
 def burn_in(terms: tuple[str, ...], inner: tuple[str, ...]) -> dict[str, Any]:
     """Plain training on clean images: every term and inner maximum of the recipe is dropped, one clean cross entropy put instead.
 
+    Its one pass writes the running statistics once, however often the recipe's own passes over clean images do.
+
     Formula: mean_i -log p_{y_i}(x_i)   [nats]
     Paper:   PIAT (the first 10 epochs); DyART, Xu et al., ICLR 2023 (10 epochs ahead of the run)
     """
-    return {"set": {}, "drop": [*(f"terms.{id}" for id in terms), *(f"inner.{id}" for id in inner)],
+    return {"set": {"outer.updates": ["x"], "outer.after": []}, "drop": [*(f"terms.{id}" for id in terms), *(f"inner.{id}" for id in inner)],
             "put": {"terms.clean_ce": {"use": "ce", "at": "clean"}}}
 
 

@@ -24,7 +24,7 @@ KINDS = ("loss", "view", "gain", "radius", "inner", "start", "ball", "part", "ph
          "measure")
 RESERVED = {"use", "at", "bn", "weight", "gain", "detach", "begin"}      # keys of a term or view; no option and no need may take them
 TERMLIKE = ("loss", "view", "gain", "radius")
-SCHEDULED = ("loss", "view", "gain", "radius", "inner", "start", "part", "optim", "augment")    # their float options may be schedules
+SCHEDULED = ("loss", "view", "gain", "radius", "inner", "start", "part", "optim")    # their float options may be schedules
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from composer._testing.report import need
 from composer._testing.static import Static
 from composer._testing.tensors import EPS, from_logits, head_roots, tensors, views, with_aliases
 from composer._testing.values import floats, is_rows, need_of, options_of, variants
+from composer.plan.needs import has
 from composer.registry import Primitive
 from composer.shapes import Shape
 
@@ -136,7 +137,7 @@ def permutes(case: Case) -> None:
     if not whole.ndim or whole.shape[0] != N:
         return                                  # a view of the head, say: it has no rows
     need(close(case.call(_rows_of(case, t, order)), whole[order]), "permuting the batch does not permute the result")
-    if case.primitive.flags.get("couples") != "batch":
+    if not has(case.primitive.flags.get("couples"), case.options):
         half = torch.arange(N // 2)
         need(close(case.call(_rows_of(case, t, half)), whole[half]), "a row's value depends on other rows; if that is meant, say couples = \"batch\"")
 

@@ -30,7 +30,8 @@ def climb_of(model: Linear, y: Tensor, objective: Callable[[Tensor, Tensor], Ten
         logits = {name: model(value) for name, value in leaves.items()}
         value = torch.stack([objective(each, y) for each in logits.values()]).sum(0)
         grads = dict(zip(leaves, torch.autograd.grad(value.sum(), list(leaves.values())))) if grad else {}
-        return Ascent(value.detach(), grads, {"logits": logits["point"].detach()})
+        names = {"point": "logits", "x": "clean_logits"}
+        return Ascent(value.detach(), grads, {names.get(k, f"{k.removeprefix('x_')}_logits"): z.detach() for k, z in logits.items()})
     return climb
 
 
@@ -149,8 +150,54 @@ def radii(scene: Scene) -> None:
         need(close(scene.run(eps=eps)["point"], plain, 1e-7), f"eps as a tensor {list(eps.shape)} changes the point")
 
 
+def over_weights(primitive: Primitive, options: dict[str, Any]) -> dict[str, Callable[[], None]]:
+    """Contracts of an ascent over the weights, on a linear model's."""
+    t = tensors(N, 2, 0, torch.float64)
+    model = t["model"]
+    live = dict(model.named_parameters())
+
+    def climb(*, point: dict[str, Tensor], grad: bool = True) -> Ascent:
+        value = cross_entropy(torch.func.functional_call(model, point, (t["x"],)), t["y"]).mean()
+        grads = {"point": dict(zip(point, torch.autograd.grad(value, list(point.values()))))} if grad else {}
+        return Ascent(value.detach(), grads, {})
+
+    def run(**changed: Any) -> dict[str, Tensor]:
+        return primitive.fn(live, climb, None, {}, **(options | changed))["point"]
+
+    def form() -> None:
+        made = run()
+        need(made.keys() == live.keys(), f"its point names {sorted(made)}, the weights are {sorted(live)}")
+        need(all(made[k].shape == w.shape for k, w in live.items()), "a weight changes its shape")
+        need(bool(climb(point=made).objective > climb(point=live).objective), "the loss at its point is no higher than at the weights")
+
+    def leaves() -> None:
+        before = {k: w.detach().clone() for k, w in live.items()}
+        first, second = run(), run()
+        need(all(torch.equal(w, before[k]) for k, w in live.items()), "it writes into the live weights")
+        need(all(torch.equal(first[k], second[k]) for k in live), "a second call gives another point")
+
+    def attached() -> None:
+        made = run()
+        found = torch.autograd.grad(sum(v.sum() for v in made.values()), list(live.values()))
+        need(all(torch.equal(g, torch.ones_like(g)) for g in found), "the outer gradient must reach the live weights unchanged (d point / d weight = 1)")
+
+    def static() -> None:
+        with Static():
+            run()
+
+    def neutral() -> None:
+        for option, value in primitive.flags["neutral"].items():
+            made = run(**{option: value})
+            need(all(torch.equal(made[k], w) for k, w in live.items()), f"{option} = {value} is declared neutral, yet the weights move")
+
+    found = {"form": form, "pure": leaves, "attached": attached, "static": static}
+    return found | ({"neutral": neutral} if primitive.flags.get("neutral") else {})
+
+
 def inner_checks(primitive: Primitive, given: dict[str, Any], needs: dict[str, Any]) -> dict[str, Callable[[], None]]:
     options = options_of(primitive, given)
+    if primitive.flags.get("over") == "weights":
+        return over_weights(primitive, options)
     scene = partial(Scene, primitive, options, needs)
     every = {"form": form, "pure": pure, "inside": inside, "permutation": permutes, "radius": radii, "static": static}
     found: dict[str, Callable[[], None]] = {name: (lambda check=check: check(scene())) for name, check in every.items()}

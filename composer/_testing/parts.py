@@ -14,6 +14,7 @@ from composer._testing.report import need
 from composer._testing.static import Static
 from composer._testing.tensors import tensors
 from composer._testing.values import floats, need_of, options_of, variants
+from composer.engine.net import Net as engine_net
 from composer.registry import Primitive
 
 ROWS, CLASSES, TRAIN = 8, 4, 40
@@ -59,7 +60,7 @@ class Life:
         self.part = primitive.fn(**options)
         self.points = ("clean", "adv") if getattr(primitive.fn, "per_point", False) else ()
         self.part.start(SimpleNamespace(batch_size=ROWS, classes=CLASSES, train_size=TRAIN, device=torch.device("cpu"), model=self.model,
-                                        points=self.points))
+                                        points=self.points, network=lambda spec=None, **more: engine_net(Net(), torch.device("cpu"))))
 
     def _calls(self, method: str, step: int) -> list[tuple[list[Any], dict[str, str]]]:
         t = tensors(5 if step % 3 == 2 else ROWS, CLASSES, step, torch.float32, SHAPE)

@@ -6,4 +6,7 @@
     nets.py        the networks that are timed
     reference/     the methods as their authors run them, redundant passes included
     pruned/        the same arithmetic by hand, without them
+    subject.py     the engine's own step on the same network and batch
+    run.py         `composer bench`: all of it, with a verdict; gpu.py adds seconds per epoch on a CUDA device
+    machine.py     what it was measured on
 """

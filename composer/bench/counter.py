@@ -4,7 +4,7 @@ One layer stands for the network, the *witness*: any layer but the first (whose 
 shape few others have. A convolution's or a linear layer's three products are told apart where PyTorch dispatches them, so the count is
 exact and the same on every machine. The witness is known by the shape of its weights, not by their address: passes at perturbed weights
 (AWP), through a copy of the network or with batch norm folded in count too. Not seen: replays of a captured graph. A gradient of a gradient
-runs further products; those with the witness's weights count as what they are. In a network of one layer the first is the witness.
+runs the network's products once more: they count as the forward and the weight gradient they are. In a network of one layer the first is the witness.
 """
 
 from __future__ import annotations
@@ -65,56 +65,76 @@ def witness(model: nn.Module) -> Witness:
 
 
 class PassCounter(TorchDispatchMode):
-    """A context that counts the passes made within: `with PassCounter(model) as counter: step()`, then `counter.counts`."""
+    """A context that counts the passes made within: `with PassCounter(model) as counter: step()`, then `counter.counts`.
 
-    def __init__(self, model: nn.Module):
+    batch   images of a batch: a pass over two joined batches counts as two. None: a pass is a pass, whatever it is made over
+    """
+
+    def __init__(self, model: nn.Module, batch: int | None = None):
         super().__init__()
+        self.batch = batch
         self.witness = witness(model)
+        self._shapes = {tuple(p.shape) for p in model.parameters()}
         statistics = next((b for name, b in model.named_buffers() if name.split(".")[-1] == "running_mean"), None)
         self._statistics = None if statistics is None else _address(statistics)
         self._seen = dict.fromkeys(("forward", "dgrad", "wgrad"), 0)
         self._bn_writes = 0
         self._weights: set[int] = set()
-        self._inputs: set[int] = set()
+        self._inputs: set[int] = set()          # what the weights were multiplied with: images, and gradients on their way back
 
     @property
     def counts(self) -> Passes:
-        uneven = [kind for kind, n in self._seen.items() if n % self.witness.layers]
+        whole = self.witness.layers * (self.batch or 1)
+        uneven = [kind for kind, n in self._seen.items() if n % whole]
         if uneven:
-            raise ComposerError(f"{self._seen[uneven[0]]} {uneven[0]} products over the {self.witness.layers} layers of shape {self.witness.shape}",
-                                why="not every pass runs all of them, so passes cannot be counted by them")
-        return Passes(**{kind: n // self.witness.layers for kind, n in self._seen.items()}, bn_writes=self._bn_writes)
+            what = "products" if self.batch is None else f"images (in batches of {self.batch})"
+            raise ComposerError(f"{self._seen[uneven[0]]} {uneven[0]} {what} over the {self.witness.layers} layers of shape {self.witness.shape}",
+                                why="not every pass runs all of them over whole batches, so passes cannot be counted by them")
+        return Passes(**{kind: n // whole for kind, n in self._seen.items()}, bn_writes=self._bn_writes)
+
+    def _add(self, kind: str, images: int) -> None:
+        self._seen[kind] += 1 if self.batch is None else images
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[-1]
         if self.witness.convolves:
-            self._convolution(name, args)
+            self._convolution(name, args, result)
         elif name in ("mm", "addmm"):
             self._product(*args[-2:], result)
         if self._statistics is not None and self._writes_statistics(func._schema, name, args, kwargs or {}):
             self._bn_writes += 1
         return result
 
-    def _convolution(self, name: str, args: tuple[Any, ...]) -> None:
+    def _convolution(self, name: str, args: tuple[Any, ...], result: Any) -> None:
         if name in CONVOLUTION_BACKWARD and tuple(args[2].shape) == self.witness.shape:
-            self._seen["dgrad"] += bool(args[-1][0])
-            self._seen["wgrad"] += bool(args[-1][1])
+            for kind, wanted in zip(("dgrad", "wgrad"), args[-1], strict=False):
+                if wanted:
+                    self._add(kind, len(args[1]))
         elif "convolution" in name and "backward" not in name and tuple(args[1].shape) == self.witness.shape:
-            self._seen["forward"] += 1
+            self._add("forward", len(args[0]))
+        elif name == "convolution" and self._doubly(args[1], result):
+            self._add("wgrad", args[0].shape[1])
+
+    def _doubly(self, kernel: Tensor, result: Tensor) -> bool:
+        """Whether a convolution is the weight gradient of a double backward: PyTorch convolves the tangents with the gradients, channels as images."""
+        out, into, *size = self.witness.shape
+        fits = tuple(result.shape[:2]) == (into, out) and all(a >= b for a, b in zip(result.shape[2:], size, strict=True))
+        return fits and tuple(kernel.shape) not in self._shapes
 
     def _product(self, a: Tensor, b: Tensor, result: Tensor) -> None:
         """`x @ W.T` is a forward, `g @ W` an input gradient, `g.T @ x` a weight gradient: told apart by shapes and by whose memory is read."""
         out, into = self.witness.shape
         here = {_address(a), _address(b)}
         if tuple(b.shape) == (into, out) and b.stride() == (1, into):
-            self._seen["forward"] += 1
+            self._add("forward", len(a))
             self._weights.add(_address(b))
             self._inputs.add(_address(a))
         elif here & self._weights and tuple(b.shape) == (out, into):
-            self._seen["dgrad"] += 1
+            self._add("dgrad", len(a))
+            self._inputs.add(_address(a))
         elif here & self._inputs and tuple(result.shape) in ((out, into), (into, out)):
-            self._seen["wgrad"] += 1
+            self._add("wgrad", a.shape[1])
 
     def _writes_statistics(self, schema: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Batch norm in training mode, or any operation that writes in place, on the witness's running mean."""
@@ -138,9 +158,9 @@ def _address(tensor: Tensor) -> int:
         return 0
 
 
-def count(model: nn.Module, step: Callable[[], Any]) -> Passes:
-    """The passes one call of `step` makes."""
-    with PassCounter(model) as counter:
+def count(model: nn.Module, step: Callable[[], Any], batch: int | None = None) -> Passes:
+    """The passes one call of `step` makes; with `batch`, weighed by the batches each is made over."""
+    with PassCounter(model, batch) as counter:
         step()
     return counter.counts
 

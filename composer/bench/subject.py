@@ -6,18 +6,20 @@ optimiser, running statistics, parts' moments and the meter are all in. Left out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from composer.bench.nets import CLASSES, batch, net
 from composer.engine.feed import Batch
 from composer.engine.net import Net
-from composer.engine.session import Node, Session
+from composer.engine.session import Node, Session, Settings, set_numerics
 from composer.engine.streams import Streams
 from composer.engine.train import Progress, Trainer
 from composer.plan.whole import plans_of
@@ -36,18 +38,17 @@ def load_like_plain(name: str, *, steps: int = STEPS, lr: float = LR, sets: Sequ
 
 
 class Bench(Session):
-    """A session around a network that is given, with no data set behind it.
+    """A session around a network that is given. Without a data set it has one batch an epoch, of `batch_size` images.
 
-    steps     batches an epoch, as schedules see it
-    pool      rows of the training set, as parts see it
     layout    `auto` is the engine's choice of memory layout; `contiguous` is that of the plain loops
     """
 
-    def __init__(self, recipe: Any, model: nn.Module, *, batch_size: int, device: torch.device | str = "cpu", seed: int = 0,
-                 precision: str = "fp32", layout: Layout = "auto", classes: int = CLASSES, steps: int = 1, pool: int = 0):
+    def __init__(self, recipe: Any, model: nn.Module, *, batch_size: int = 0, dataset: Any = None, device: torch.device | str = "cpu",
+                 seed: int = 0, precision: str = "fp32", layout: Layout = "auto", shape: tuple[int, ...] = ()):
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
-        self.dataset = SimpleNamespace(classes=classes, train=range(pool or batch_size), extra=None)
-        self.batch_size, self._steps = batch_size, steps
+        self.batch_size = batch_size or recipe.train.batch_size
+        self.dataset = dataset if dataset is not None else SimpleNamespace(classes=CLASSES, train=range(self.batch_size), extra=None, shape=shape)
+        self.rows = torch.arange(len(self.dataset.train))
         self.net = Net(model, self.device, seed=seed, precision=precision)
         if layout == "contiguous":
             self.net.channels_last = False
@@ -56,7 +57,13 @@ class Bench(Session):
         self.nodes = [Node(segment, plan, {}, "", Path("bench")) for segment, plan in plans_of(recipe, share=not self.net.stochastic)]
 
     def feed(self, segment: Any) -> Any:
-        return SimpleNamespace(steps=self._steps)
+        return SimpleNamespace(steps=1) if isinstance(self.dataset, SimpleNamespace) else super().feed(segment)
+
+    def trainer(self, segment: int = -1) -> Trainer:
+        """Parts, optimiser and trainer of one stretch of the recipe."""
+        node = self.nodes[segment]
+        parts = self.parts(node, {})
+        return Trainer(self, node, Progress(), parts, self.optimizer(node.segment, parts), None)
 
     def facts(self, part: str) -> SimpleNamespace:
         facts = super().facts(part)
@@ -68,14 +75,13 @@ class Subject:
     """One stretch of a recipe on one network and one batch. A call makes one training step."""
 
     def __init__(self, recipe: Any, model: nn.Module, x: Tensor, y: Tensor, *, segment: int = -1, **session: Any):
-        self.session = Bench(recipe, model, batch_size=len(y), device=x.device, **session)
-        node = self.session.nodes[segment]
-        self.plan, self.model = node.plan, self.session.net.model
-        self.parts = self.session.parts(node, {})
-        self.optimizer = self.session.optimizer(node.segment)
-        self.trainer = Trainer(self.session, node, Progress(), self.parts, self.optimizer, None)
-        self.epoch = node.segment.first
-        self.batch = Batch(self.session.net.layout(x), y, torch.arange(len(y), device=x.device))
+        self.session = Bench(recipe, model, batch_size=len(y), device=x.device, shape=tuple(x.shape[1:]), **session)
+        self.trainer = self.session.trainer(segment)
+        self.plan, self.model = self.trainer.plan, self.session.net.model
+        self.parts, self.optimizer = self.trainer.parts, self.trainer.optimizer
+        self.epoch = self.trainer.node.segment.first
+        soft = F.one_hot(y, self.session.dataset.classes).to(x.dtype) if self.plan.soft else None
+        self.batch = Batch(self.session.net.layout(x), y, torch.arange(len(y), device=x.device), soft)
 
     def __call__(self) -> None:
         self.trainer._step(self.batch, self.epoch)
@@ -86,3 +92,16 @@ def subject(recipe_name: str, net_name: str, *, n: int, steps: int = STEPS, devi
     """The engine's step of a shipped recipe on a network of `composer.bench.nets`: batch and initial weights are those of the plain loops."""
     x, y = batch(net_name, n, device=device)
     return Subject(load_like_plain(recipe_name, steps=steps), net(net_name).to(device), x, y, **session)
+
+
+@contextmanager
+def numerics(precision: str) -> Iterator[None]:
+    """Within, float32 products are what a run at this precision has (PyTorch's own default lets CUDA's convolutions round to tf32)."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    set_numerics(Settings(precision=precision))
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        torch.use_deterministic_algorithms(deterministic)

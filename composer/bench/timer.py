@@ -24,10 +24,14 @@ SPREAD = 1.5        # slowest over fastest round of the base, beyond which a tim
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant's times. `ratio` is how many times faster than the base: base's time over its own, the median over rounds."""
+    """One variant's times. `ratio` is how many times faster than the base: base's time over its own, the median over rounds.
+
+    `processor` is the processor time of the same rounds, all threads together: less moved by other programs, blind to a device and to waiting.
+    """
 
     seconds: tuple[float, ...]
     ratios: tuple[float, ...]
+    processor: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -63,22 +67,29 @@ class Timing:
         """Fastest round of the base over the variant's fastest."""
         return min(self.variants[self.base].seconds) / min(self.variants[name].seconds)
 
+    def over(self, name: str, other: str, processor: bool = False) -> float:
+        """Median over rounds of one variant's time over another's in the same round."""
+        a, b = self.variants[name], self.variants[other]
+        pairs = zip(a.processor, b.processor, strict=True) if processor else zip(a.seconds, b.seconds, strict=True)
+        return statistics.median(x / max(y, 1e-9) for x, y in pairs)
+
     def as_dict(self) -> dict[str, Any]:
         rows = {name: {"ms": 1e3 * v.median, "min_ms": 1e3 * min(v.seconds), "ratio": v.ratio, "ratio_lo": v.lo, "ratio_hi": v.hi,
-                       "ratio_of_minima": self.min_ratio(name), "rounds": len(v.seconds)} for name, v in self.variants.items()}
+                       "ratio_of_minima": self.min_ratio(name), "rounds": len(v.seconds), "processor_ms": 1e3 * statistics.median(v.processor or (0.0,))} for name, v in self.variants.items()}
         return {"base": self.base, "variants": rows, "noisy": self.noisy, "noise": list(self.noise), **self.machine}
 
     def json(self) -> str:
         """One line."""
         return json.dumps(self.as_dict())
 
-    def text(self) -> str:
-        """A table: median time, ratio to the base as median, of minima, and range over rounds."""
+    def text(self, machine: bool = True) -> str:
+        """A table: median time, ratio to the base as median, of minima, and range over rounds; then the machine, and what made it noisy."""
         width = max(len(name) for name in self.variants)
         lines = [f"{'':{width}}  {'ms':>9}  {'faster':>7}  {'minima':>7}  range"]
         for name, v in self.variants.items():
             lines.append(f"{name:{width}}  {1e3 * v.median:9.2f}  {v.ratio:7.3f}  {self.min_ratio(name):7.3f}  {v.lo:.3f} to {v.hi:.3f}")
-        lines.append(", ".join(f"{key} {value}" for key, value in self.machine.items()))
+        if machine:
+            lines.append(", ".join(f"{key} {value}" for key, value in self.machine.items()))
         return "\n".join(lines + [f"noisy: {reason}" for reason in self.noise])
 
 
@@ -104,6 +115,7 @@ def interleave(variants: dict[str, Callable[[], Any]], *, rounds: int = 10, base
 def _measure(variants: dict[str, Callable[[], Any]], rounds: int, base: str, warmup: int, calls: int) -> Timing:
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    processor: dict[str, list[float]] = {name: [] for name in names}
     began, busy = time.perf_counter(), time.process_time()
     enabled = gc.isenabled()
     gc.collect()
@@ -112,16 +124,19 @@ def _measure(variants: dict[str, Callable[[], Any]], rounds: int, base: str, war
         for r in range(-warmup, rounds):
             turn = r % len(names)
             for name in names[turn:] + names[:turn]:
+                used = time.process_time()
                 taken = _time(variants[name], calls)
                 if r >= 0:
                     seconds[name].append(taken)
+                    processor[name].append((time.process_time() - used) / calls)
     finally:
         if enabled:
             gc.enable()
     elapsed = time.perf_counter() - began
     load, cores = _load(), _cores()
     others = foreign_load(load, (time.process_time() - busy) / max(elapsed, 1e-9), elapsed)
-    table = {name: Variant(tuple(seconds[name]), tuple(b / s for b, s in zip(seconds[base], seconds[name], strict=True))) for name in names}
+    table = {name: Variant(tuple(seconds[name]), tuple(b / s for b, s in zip(seconds[base], seconds[name], strict=True)), tuple(processor[name]))
+             for name in names}
     machine = {"threads": torch.get_num_threads(), "cores": cores, "loadavg": round(load, 2), "load_of_others": round(others, 2),
                "torch": torch.__version__, "machine": platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
     if torch.cuda.is_available():

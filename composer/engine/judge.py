@@ -35,6 +35,17 @@ class Overlaid(nn.Module):
         return torch.func.functional_call(self.inner, self._weights, (x,))
 
 
+class Cosines(nn.Module):
+    """A network whose head multiplies cosines by a scale, without that scale: logits in [-1, 1], as HE's own scripts evaluate."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) / self.inner.head.scale
+
+
 def judged_weights(session: Session, parts: dict[str, Any], which: str, path: str) -> dict[str, Tensor]:
     """The live weights and buffers, or those a part offers."""
     if which == "live":
@@ -43,7 +54,7 @@ def judged_weights(session: Session, parts: dict[str, Any], which: str, path: st
     if part is None or not hasattr(part, "weights"):
         offering = sorted(k for k, v in parts.items() if hasattr(v, "weights"))
         raise ComposerError(f"{path} = \"{which}\", and no part of that name offers weights", fix=f"live{''.join(', ' + o for o in offering)}")
-    return part.weights()
+    return session.net.projected(part.weights())
 
 
 def validation_model(session: Session, parts: dict[str, Any], which: str) -> nn.Module:
@@ -63,6 +74,9 @@ def check_judging(session: Session) -> None:
             if which != "live" and which not in offering:
                 raise ComposerError(f"{path} = \"{which}\", and no part of that name offers weights in epochs {node.segment.first}-{node.segment.last}",
                                     where=place(recipe)(path), fix=f"one of {', '.join(['live', *offering])}")
+    if recipe.evaluate.logits == "cosine" and not hasattr(getattr(session.net.model, "head", None), "scale"):
+        raise ComposerError('evaluate.logits = "cosine"', where=place(recipe)("evaluate.logits"),
+                            why=f"the head '{recipe.model.head.use}' has no scale: its logits are no cosines", fix='"scaled", or model.head.use = "hypersphere"')
     for spec in recipe.evaluate.measures:
         library = REGISTRY.get("measure", spec.use).flags.get("library")
         if library and not _installed(library):
@@ -72,7 +86,7 @@ def check_judging(session: Session) -> None:
 
 def _installed(library: str) -> bool:
     try:
-        return library in sys.modules or importlib.util.find_spec(library) is not None
+        return sys.modules.get(library) is not None or importlib.util.find_spec(library) is not None
     except (ImportError, ValueError):
         return False
 
@@ -109,7 +123,7 @@ class Validator:
             model = validation_model(self.session, parts, select.weights)
             x, y = self.images("val")
             n = min(select.n or len(y), len(y))
-            clean, robust = attack_accuracy(model, x[:n], y[:n], select.attack, threat, self.session.seed, epoch, batch_size=1000)
+            clean, robust = attack_accuracy(model, x[:n], y[:n], select.attack, threat, self.session.seed, epoch, batch_size=batch_of(self.session))
             found.update({"val/clean": clean, f"val/{select.attack.name}": robust})
         trace = self.recipe.trace
         if trace.every and epoch % trace.every == 0:
@@ -123,7 +137,7 @@ class Validator:
         trace = self.recipe.trace
         x, y = self.images(trace.on)
         model = validation_model(self.session, parts, self.recipe.select.weights)
-        result = evaluate(model, x, y, trace.measures, threat=self.recipe.threat, seed=self.session.seed, batch_size=1000)
+        result = evaluate(model, x, y, trace.measures, threat=self.recipe.threat, seed=self.session.seed, batch_size=batch_of(self.session))
         return {f"trace-{trace.on}/{name}": value for name, value in result.metrics.items()}
 
     def score(self, epoch: int, metrics: dict[str, float]) -> float | None:
@@ -133,13 +147,19 @@ class Validator:
         return metrics[f"val/{self.recipe.select.attack.name}"]
 
 
+def batch_of(session: Session) -> int:
+    """Images judged at once: many for a small network, whose time is overhead, fewer for one whose activations fill a device."""
+    return 1000 if sum(p.numel() for p in session.net.parameters.values()) < 2_000_000 else 250
+
+
 def plain_model(session: Session, weights: dict[str, Tensor]) -> nn.Module:
     """A fresh float32, contiguous, eager network with these weights: what every attack is run on."""
     from composer.models.build import build_model
 
     model = build_model(session.recipe.model, session.dataset.shape, session.dataset.classes, session.seed)
     model.load_state_dict({k: v.detach().float() if v.is_floating_point() else v for k, v in weights.items()})
-    return model.to(session.device, memory_format=torch.contiguous_format).eval()
+    model = model.to(session.device, memory_format=torch.contiguous_format).eval()
+    return Cosines(model) if session.recipe.evaluate.logits == "cosine" else model
 
 
 def evaluation_folder(session: Session, weights: dict[str, Tensor]) -> tuple[Path, str]:
@@ -161,7 +181,7 @@ def judge(session: Session, weights: dict[str, Tensor], *, full: bool, progress:
     folder, subject = evaluation_folder(session, weights)
     model = plain_model(session, weights)
     return evaluate(model, x.to(session.device), y.to(session.device), measures, threat=recipe.threat, seed=session.seed, store=folder,
-                    batch_size=recipe.evaluate.batch_size if hasattr(recipe.evaluate, "batch_size") else 1000, progress=progress, subject_digest=subject)
+                    batch_size=batch_of(session), progress=progress, subject_digest=subject)
 
 
 def _short(value: Any) -> str:

@@ -38,8 +38,10 @@ def engine_digest() -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy"):
+    import torch
+
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}       # with the build behind the +
+    for name in ("torchvision", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

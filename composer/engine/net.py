@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from composer.engine.scope import install
 from composer.errors import ComposerError
+from composer.models.weights import project
 from composer.seeds import stream_seed
 
 RANDOM = (nn.modules.dropout._DropoutNd,)
@@ -32,8 +33,11 @@ class Net:
             self.model.to(memory_format=torch.channels_last)
         self.parameters = dict(self.model.named_parameters())
         self._list = list(self.parameters.values())
+        self._as_is = contextlib.nullcontext()
         self.dtype = next((p.dtype for p in self._list if p.is_floating_point()), torch.float32)
         self._embeds = hasattr(model, "embed") and hasattr(model, "head")
+        self.projects = any(callable(getattr(m, "project", None)) for m in model.modules())
+        self._head = self._head_facts()
 
     @property
     def stochastic(self) -> bool:
@@ -43,6 +47,38 @@ class Net:
         """Parameters out of (or back on) the tape: the attack keeps no activations for weight gradients."""
         for p in self._list:
             p.requires_grad_(not frozen)
+
+    def project(self) -> None:
+        """After the optimiser's step, and wherever else the weights were written: modules with constrained weights bring them back."""
+        if self.projects:
+            project(self.model)
+
+    def projected(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Other weights of this model (an average of several), projected too; the given tensors stay as they are."""
+        if not self.projects:
+            return weights
+        copies = {name: value.detach().clone() for name, value in weights.items()}
+        torch.func.functional_call(_Projector(self.model), {f"model.{name}": value for name, value in copies.items()}, ())
+        return copies
+
+    def _head_facts(self) -> tuple[str, Any] | None:
+        """The name of the head's weight [K,D] among the parameters, and its scale (1 where it has none)."""
+        head = getattr(self.model, "head", None)
+        weight = getattr(head, "weight", None)
+        name = next((name for name, p in self.parameters.items() if p is weight), "") if weight is not None else ""
+        if not name or weight.dim() != 2:
+            return None
+        scale = getattr(head, "scale", 1.0)
+        return name, scale if isinstance(scale, Tensor) else torch.tensor(float(scale), device=self.device, dtype=self.dtype)
+
+    def head_roots(self, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The roots head_weight [K,D] and head_scale []; live, or those of an overlay."""
+        if self._head is None:
+            head = type(getattr(self.model, "head", None)).__name__
+            raise ComposerError(f"a term or view needs the head's weight, and the head {head} has no matrix `weight`", where="model.head",
+                                fix='model.head = "linear" or "hypersphere"')
+        name, scale = self._head
+        return {"head_weight": (self.parameters if weights is None else weights)[name], "head_scale": scale}
 
     def layout(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
@@ -84,7 +120,19 @@ class Net:
     def _autocast(self) -> Any:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+        return self._as_is
+
+
+class _Projector(nn.Module):
+    """A module around the model, so that functional_call can have it project tensors that are not its own."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> Tensor:
+        project(self.model)
+        return torch.empty(0)
 
 
 def _full(x: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class Runner:
         for node in self.session.nodes:
             self.live.phase(", ".join(node.segment.phases), self.session.feed(node.segment).steps)
             parts = self.session.parts(node, parts)
-            before, trainer = trainer, Trainer(self.session, node, progress, parts, self.session.optimizer(node.segment), self)
+            before, trainer = trainer, Trainer(self.session, node, progress, parts, self.session.optimizer(node.segment, parts), self)
             if before is not None:
                 trainer.restore(self._end_of(before), meter=False, optimizer=not node.segment.fresh and trainer.recipe.optim.use == before.recipe.optim.use)
             if not self._loaded(trainer):
@@ -105,6 +105,7 @@ class Runner:
                         self._resume(trainer)
                         atomic.write_json(node.folder / "key.json", node.content)
                         trainer.run(lock)
+                        checkpoint.forget(node.folder, trainer.progress.best.get("file", ""))
                         atomic.write_text(node.folder / "done", node.key + "\n")
             progress = trainer.progress
         assert trainer is not None
@@ -221,7 +222,7 @@ class Runner:
     def _result(self, trainer: Trainer, judged: Any, second: Any, chosen: str, digest: str, seconds: float) -> dict[str, Any]:
         totals = {"forward": 0, "dgrad": 0, "wgrad": 0}
         for node in self.session.nodes:
-            cost = plan_cost(node.plan)
+            cost = plan_cost(node.plan).at(self.session.dataset.classes)
             times = (node.segment.last - node.segment.first + 1) * self.session.feed(node.segment).steps
             for name in totals:
                 totals[name] += getattr(cost, name) * times

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +16,14 @@ from composer.engine import keys
 from composer.engine.feed import Feed
 from composer.engine.net import Net
 from composer.engine.streams import Streams
+from composer.engine.trained import networks, together
 from composer.errors import ComposerError
-from composer.options import plain
+from composer.options import Ref, plain
 from composer.plan.types import Plan
 from composer.plan.whole import place, plans_of, scheduled
 from composer.recipe.types import Segment
 from composer.registry import REGISTRY
+from composer.seeds import stream_seed
 
 
 def seconds_of(variable: str, default: float) -> float:
@@ -121,7 +123,9 @@ class Session:
         uses = [("model", recipe.model.use), ("head", recipe.model.head.use), ("data", recipe.data.use), ("optim", recipe.optim.use),
                 *(("augment", a.use) for a in recipe.augment), *keys.judges(self.recipe)]
         values = {**{d.path: d.ref for d in plan.dials}, **scheduled(recipe)}
-        return {
+        given = {p.id: keys.file_digest(resolve_init(p.options["checkpoint"], self.settings.out, f"parts.{p.id}.checkpoint"))
+                 for p in plan.parts if p.active and p.options.get("checkpoint")}
+        return ({"checkpoints": given} if given else {}) | {
             "epochs": [segment.first, segment.last], "fresh": segment.fresh, "seed": self.seed,
             "plan": keys.plan_content(plan),
             "dials": keys.dial_values(plan, values, segment.first, segment.last, segment.clock, segment.epochs, steps, REGISTRY),
@@ -145,13 +149,16 @@ class Session:
         return Feed(self.dataset, self.rows, batch_size=recipe.train.batch_size, streams=self.streams, augment=recipe.augment,
                     keep_last=recipe.train.last == "keep", layout=self.net.layout, device=self.device)
 
-    def optimizer(self, segment: Segment) -> torch.optim.Optimizer:
-        """A fresh optimiser; scheduled options get their value before the first step."""
+    def optimizer(self, segment: Segment, parts: dict[str, Any]) -> torch.optim.Optimizer:
+        """A fresh optimiser of the network and of those that parts train along; scheduled options get their value before the first step."""
         from composer.optim import parameter_groups
 
         spec = segment.recipe.optim
         options = {k: (0.0 if hasattr(v, "use") else v) for k, v in spec.options.items()}
-        groups = parameter_groups(self.net.model, options.get("weight_decay", 0.0), spec.decay_exclude)
+        groups = parameter_groups(together(self.net.model, networks(parts)), options.get("weight_decay", 0.0), spec.decay_exclude)
+        if hasattr(spec.options.get("weight_decay"), "use"):
+            for group, marked in zip(groups, parameter_groups(together(self.net.model, networks(parts)), 1.0, spec.decay_exclude)):
+                group["weight_decay_on"] = marked["weight_decay"] > 0         # a schedule moves the decay of these alone
         return REGISTRY.get("optim", spec.use).fn(groups, **options)
 
     def parts(self, node: Node, held: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +178,24 @@ class Session:
     def facts(self, part: str) -> SimpleNamespace:
         points = tuple(dict.fromkeys(p for n in self.nodes for q in n.plan.parts if q.id == part for p in q.points))
         return SimpleNamespace(batch_size=self.recipe.train.batch_size, classes=self.dataset.classes, train_size=self._pool(), device=self.device,
-                               model=self.net.model, points=points)
+                               model=self.net.model, points=points, network=lambda *spec, **more: self.network(part, *spec, **more))
+
+    def network(self, part: str, spec: Any = None, *, checkpoint: str | None = None, trains: bool = True) -> Net:
+        """A network of a part's own: of the architecture `spec` (a model's Ref; None: the run's own), its weights from streams of their own, or
+        from `checkpoint`, a file or a finished run. Normalisation is the run's. Errors: one that is not trained and has no checkpoint."""
+        from composer.models.build import build_model, load_weights
+
+        model = self.recipe.model
+        if spec is not None:
+            options = {k: v for k, v in spec.options.items() if k != "head"}
+            model = replace(model, use=spec.use, options=options, head=spec.options.get("head", Ref("head", "linear", {})))
+        made = build_model(model, self.dataset.shape, self.dataset.classes, stream_seed(self.seed, f"parts.{part}"))
+        if not trains and not checkpoint:
+            raise ComposerError(f"part '{part}' does not train its network, and is given no weights for it", where=place(self.recipe)(f"parts.{part}"),
+                                fix="checkpoint = a file of weights, or the name of a finished run; or train it along")
+        if checkpoint:
+            load_weights(made, resolve_init(checkpoint, self.settings.out, f"parts.{part}.checkpoint"))
+        return Net(made.to(self.net.dtype), self.device, seed=stream_seed(self.seed, f"parts.{part}"), precision=self.net.precision)
 
     def _pool(self) -> int:
         return len(self.dataset.train) + (len(self.dataset.extra) if self.dataset.extra is not None else 0)
@@ -207,16 +231,17 @@ def set_numerics(settings: Settings) -> None:
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic != torch.are_deterministic_algorithms_enabled():      # the call alone imports a compiler, which takes seconds
+        torch.use_deterministic_algorithms(settings.deterministic)
 
 
-def resolve_init(text: str, out: Path) -> Path:
-    """`train.init`: a file, or the name of a finished run in the store."""
+def resolve_init(text: str, out: Path, where: str = "train.init") -> Path:
+    """`train.init`, or the `checkpoint` of a part: a file, or the name of a finished run in the store."""
     path = Path(text)
     if path.is_file():
         return path
     run = out / "experiments" / text / "final.safetensors"
     if run.is_file():
         return run
-    raise ComposerError(f"there is neither a file nor a finished run '{text}'", where="train.init", why=f"looked for {path} and {run}",
+    raise ComposerError(f"there is neither a file nor a finished run '{text}'", where=where, why=f"looked for {path} and {run}",
                         fix="give the path of a checkpoint, or the name of a run in the store")

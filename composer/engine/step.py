@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from composer.engine.climb import Climbs, Env, Op
 from composer.engine.net import Net
 from composer.engine.streams import Streams
-from composer.inner.ascent import Ascent
 from composer.options import Ref
-from composer.plan.types import Call, Dial, InnerPlan, Pass, Pixel, Plan, Program, Read, Slot, Step, Summand
+from composer.plan.types import Call, Dial, Pass, Pixel, Plan, Read, Slot, Step, Summand
 from composer.registry import REGISTRY, Registry
-
-Env = dict[str, Any]
-Op = Callable[[Env], None]
 
 
 class Numbers:
@@ -35,7 +32,7 @@ class Numbers:
         return self.tensors[path]
 
 
-class Executor:
+class Executor(Climbs):
     """Runs the programs of one plan on one net."""
 
     def __init__(self, plan: Plan, net: Net, parts: dict[str, Any], streams: Streams, *, threat_eps: float = 0.0, registry: Registry = REGISTRY):
@@ -48,6 +45,7 @@ class Executor:
         self._outer = [self._op(s, writes=isinstance(s, Pass) and s.outs[0] in self._updates) for s in plan.outer.steps]
         self._inner = [self._inner_op(i) for i in plan.inner]
         self.names = tuple(t.id for t in plan.outer.terms)
+        self._head = bool(plan.takes & {"head_weight", "head_scale"})
 
     # -- a step --------------------------------------------------------------------------------------------------------------------
 
@@ -56,6 +54,8 @@ class Executor:
         self.step = step
         env: Env = dict(roots)
         env["@threat.eps"] = self.threat_eps
+        if self._head:
+            env.update(self.net.head_roots())
         with torch.no_grad():
             for op in self._prelude:
                 op(env)
@@ -65,6 +65,8 @@ class Executor:
                 inner(env)
         finally:
             self.net.freeze(False)
+        if self._head and "weights" in env:
+            env.update(self.net.head_roots(env["weights"]))
         for op in self._outer:
             op(env)
         means = [self._mean(t, env) for t in self.plan.outer.terms]
@@ -150,6 +152,8 @@ class Executor:
 
     def _op(self, step: Step, *, writes: bool) -> Op:
         op = {Pass: self._pass, Call: self._call, Read: self._read}[type(step)](step, writes)  # type: ignore[operator]
+        if step.tape:
+            return self._taped(op, step)
         if step.grad:
             return op
 
@@ -159,25 +163,36 @@ class Executor:
 
         return without_tape
 
+    def _taped(self, op: Op, step: Step) -> Op:
+        """A call that differentiates needs the tape of what it differentiates, even where the sum's gradient goes nowhere near."""
+        cut = step.writes_to if isinstance(step, Call) and step.second_order and not step.grad else ()
+
+        def with_tape(env: Env) -> None:
+            with torch.enable_grad():
+                op(env)
+            env.update({slot: env[slot].detach() for slot in cut})
+
+        return with_tape
+
     def _pass(self, p: Pass, writes: bool) -> Op:
         net, points, name = self.net, p.points, p.outs[0]
-        leaf = f"{points[0]}@leaf" if p.leaf else ""
-        mode = name.partition("@")[2]
-        leaf = f"{leaf}@{mode}" if leaf and mode in ("eval", "batch") else leaf
+        leaves = dict(p.leaves)
+        sources = [leaves.get(q, q) for q in points]
 
         def run(env: Env) -> None:
-            if leaf:
-                env.setdefault(leaf, env[points[0]].detach().requires_grad_(True) if not env[points[0]].requires_grad else env[points[0]])
-            x = env[leaf] if leaf else env[points[0]] if len(points) == 1 else torch.cat([env[q] for q in points])
+            for point, leaf in p.leaves:        # a point that climbs is its own leaf; else a copy, so that nothing runs back into the attack
+                env[leaf] = env[point] if env[point].requires_grad else env[point].detach().requires_grad_(True)
+            x = env[sources[0]] if len(points) == 1 else torch.cat([env[q] for q in sources])
             scratch = net.stats.scratch() if writes and p.batch and net.stats is not None else None
             logits, features = net(x, batch=p.batch, scratch=scratch, rows=env[p.rows] if p.rows else None, features=bool(p.features),
                                    weights=env.get("weights"), name=name, step=self.step)
             if scratch is not None:
                 env["stats/" + name] = scratch
-            sizes = [env[q].shape[0] for q in points]
-            env.update(zip(p.outs, logits.split(sizes) if len(points) > 1 else (logits,)))
-            if features is not None:
-                env.update(zip(p.features, features.split(sizes) if len(points) > 1 else (features,)))
+            for names, made in ((p.outs, logits), (p.features, features)):
+                if len(points) == 1 and names:
+                    env[names[0]] = made
+                elif names and made is not None:
+                    env.update(zip(names, made.split([env[q].shape[0] for q in points])))
 
         return run
 
@@ -188,7 +203,7 @@ class Executor:
         def run(env: Env) -> None:
             values = [env[slot].detach() if detach else env[slot] for slot, detach in args]
             result = fn(*values, **options(env, None))
-            env[out] = result / result.mean() if normalise else result
+            env[out] = _mean_one(result) if normalise else result
 
         return run
 
@@ -204,89 +219,8 @@ class Executor:
 
         return run
 
-    # -- inner maxima --------------------------------------------------------------------------------------------------------------
 
-    def _inner_op(self, inner: InnerPlan) -> Op:
-        preamble = [self._op(s, writes=inner.writes and isinstance(s, Pass)) for s in inner.preamble.steps]
-        body = [self._op(s, writes=inner.writes and isinstance(s, Pass)) for s in inner.body.steps]
-        fn, options = self.registry.get("inner", inner.use).fn, self._options(inner.options)
-
-        def run(env: Env) -> None:
-            base = dict(env)
-            for op in preamble:
-                op(base)
-            self._write(inner.preamble, base, inner)
-            eps = self._value(inner.eps, base)
-            draws = {name: self._draw(draw, env["x"], self._value(draw.count, base)) for name, draw in inner.draws}
-            if inner.over_weights:
-                self.net.freeze(False)
-                start: Any = self.net.parameters
-            else:
-                start = env["x"]
-            made = fn(start, self._climb(inner, body, base), eps, draws, *(base[a.slot] for a in inner.args), **options(base, eps))
-            if inner.over_weights:
-                self.net.freeze(True)
-            for key, slot in inner.makes:
-                value = made[key]
-                env[slot] = value if inner.over_weights else value.detach()
-            if isinstance(inner.eps, Slot):
-                env[inner.eps.name] = eps
-
-        return run
-
-    def _draw(self, draw: Any, like: Tensor, count: Any) -> list[Tensor]:
-        many = int(count) if not isinstance(count, str) else 1
-        path = draw.path
-        found = (self.streams.draw(draw.kind, path if many == 1 else f"{path}/{k}", self.step, like) for k in range(many))
-        return [self.net.layout(noise.to(like.dtype)) for noise in found]
-
-    def _climb(self, inner: InnerPlan, body: list[Op], base: Env) -> Callable[..., Ascent]:
-        own = inner.id
-        logits = f"{own.removeprefix('x_')}_logits"
-
-        def climb(*, point: Any, grad: bool = True, **others: Tensor) -> Ascent:
-            env = dict(base)
-            if inner.over_weights:
-                leaves = {"point": point}
-                env["weights"] = point
-            else:
-                leaves = {name: p.detach().requires_grad_(grad) for name, p in {"point": point, **others}.items()}
-                env[own] = leaves["point"]
-                env.update({name: leaf for name, leaf in leaves.items() if name != "point"})
-            with torch.set_grad_enabled(grad):
-                for op in body:
-                    op(env)
-                objective = env[inner.body.surface] if inner.body.surface else self._objective(inner, env)
-            grads = self._gradients(objective, leaves) if grad else {}
-            self._write(inner.body, env, inner)
-            tensors = {"logits": env[logits].detach()} if logits in env else {}
-            return Ascent(objective.detach(), grads, tensors)
-
-        return climb
-
-    def _objective(self, inner: InnerPlan, env: Env) -> Tensor:
-        """[N] for images: a sum over the batch has each image's own gradient. Over weights: the outer loss itself."""
-        total: Any = None
-        for term in inner.body.terms:
-            value = env[term.loss]
-            if term.gain:
-                gain = env[term.gain]
-                value = (gain.detach() if term.detach_gain else gain) * value
-            value = self._weigh(term.weight, value.mean() if inner.over_weights else value)
-            total = value if total is None else total + value
-        return total
-
-    def _gradients(self, objective: Tensor, leaves: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(leaves["point"], dict):
-            weights = leaves["point"]
-            found = torch.autograd.grad(objective, list(weights.values()), allow_unused=True)
-            return {"point": {k: torch.zeros_like(w) if g is None else g for (k, w), g in zip(weights.items(), found)}}
-        found = torch.autograd.grad(objective.sum(), list(leaves.values()))
-        return dict(zip(leaves, found))
-
-    def _write(self, program: Program, env: Env, inner: InnerPlan) -> None:
-        """Train-mode attack passes write as they come; no tape is left that could see it."""
-        if inner.writes and self.net.stats is not None:
-            for p in program.passes:
-                if p.batch:
-                    self.net.stats.write(env["stats/" + p.outs[0]])
+def _mean_one(gain: Tensor) -> Tensor:
+    """A gain divided by its mean; where all of it is zero (no example counts), it stays zero."""
+    mean = gain.mean()
+    return gain / torch.where(mean == 0, torch.ones_like(mean), mean)

@@ -17,6 +17,7 @@ from composer.engine.lock import Lock
 from composer.engine.meter import Meter
 from composer.engine.session import Node, Session
 from composer.engine.step import Executor
+from composer.engine.trained import group_names, networks, renumber
 from composer.errors import ComposerError, Diverged, Stopped
 from composer.plan.whole import scheduled
 
@@ -46,6 +47,8 @@ class Trainer:
         self.values = {**{d.path: d.ref for d in node.plan.dials}, **scheduled(self.recipe)}
         self.on_cpu = session.device.type == "cpu"
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.others = networks(parts)
+        self.names = group_names(optimizer, session.net.model, self.others)
         self._saved_at = time.monotonic()
         self._steps, self._images, self._stepping = 0, 0, 0.0      # of the epoch, in this sitting
 
@@ -80,6 +83,7 @@ class Trainer:
             self._end_epoch(epoch)
             if epoch == segment.last:
                 self.executor.moments("phase_end", self._roots(epoch))
+                self.net.project()
                 self.save()
             self._judge(epoch)
         self.save()
@@ -91,11 +95,12 @@ class Trainer:
         if self.on_cpu and not math.isfinite(total.item()):
             self._diverged(means, epoch)
         total.backward()
-        if self.recipe.optim.decay_at == "perturbed" and "weights" in env:
-            self._decay_at_perturbed(env["weights"])
         if self.recipe.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optim.clip)
+        if self.recipe.optim.decay_at == "perturbed" and "weights" in env:
+            self._decay_at_perturbed(env["weights"])                  # decay is not part of the gradient that is clipped
         self.optimizer.step()
+        self.net.project()
         self.optimizer.zero_grad(set_to_none=True)
         ex.write_statistics(env)
         ex.after(env)
@@ -115,6 +120,7 @@ class Trainer:
         p = self.progress
         self._set_dials(epoch, self.feed.steps - 1)
         self.executor.moments("epoch_end", self._roots(epoch))
+        self.net.project()
         p.epoch, p.batch = epoch, 0
 
     def _roots(self, epoch: int) -> dict[str, Any]:
@@ -151,6 +157,7 @@ class Trainer:
     def _broken_weight(self) -> str:
         """A finite loss may have had an infinite gradient: the first weight or running statistic that is not finite, or ''."""
         held = {k: v for k, v in self.net.model.state_dict().items() if v.is_floating_point()}
+        held |= {f"parts.{id}.{k}": v for id, other in self.others.items() for k, v in other.state_dict().items() if v.is_floating_point()}
         bad = (~torch.stack([torch.isfinite(v).all() for v in held.values()])).nonzero().flatten().tolist()
         return f"the weight {list(held)[bad[0]]}" if bad else ""
 
@@ -173,14 +180,17 @@ class Trainer:
         for id, part in self.parts.items():
             tensors.update({f"parts/{id}/{k}": v for k, v in part.state_dict().items()})
         tensors.update({f"meter/{k}": v for k, v in self.meter.state().items()})
-        checkpoint.keep(self.node.folder, Saved(tensors, {"progress": vars(self.progress), "optim": rest}))
+        checkpoint.keep(self.node.folder, Saved(tensors, {"progress": vars(self.progress), "optim": rest, "optim_names": self.names}))
         self._saved_at = time.monotonic()
 
     def restore(self, saved: Saved, *, meter: bool = True, optimizer: bool = True) -> None:
         load_state(self.net, saved)
         if optimizer:
             options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(checkpoint.unflatten(saved.facts["optim"], saved.tensors))
+            state, names = checkpoint.unflatten(saved.facts["optim"], saved.tensors), saved.facts.get("optim_names", self.names)
+            if names != self.names:                                       # a part brought a network or took one away
+                state = renumber(state, names, self.names, self.optimizer.state_dict()["param_groups"])
+            self.optimizer.load_state_dict(state)
             self._lay_out_state()
             for group, own in zip(self.optimizer.param_groups, options):      # a phase may have edited them
                 group.update(own)

@@ -124,7 +124,8 @@ def _autoattack_flags(aa: Verdict, attacks: list[Verdict]) -> list[str]:
         n = min(len(v.result.values), len(aa.result.values))
         gap = (less - more) / n if n else 0.0
         if gap > MASKED_GAP:
-            found.append(f"{v.name} is {100 * gap:.1f} points above {aa.name} on the same images: gradients are probably masked")
+            found.append(f"{v.name} is {100 * gap:.1f} points above {aa.name} on the same images: it overstates robustness here (masked gradients, or "
+                         f"a loss that cross entropy cannot attack well); quote {aa.name}")
     n, after = len(aa.result.values), details.get("robust_after", {})
     if "apgd-ce" in after and n and (after["apgd-ce"] - int(aa.result.values.sum())) / n > MASKED_GAP:
         found.append(f"{aa.name}: apgd-ce alone leaves {after['apgd-ce']} of {n} images, all attacks {int(aa.result.values.sum())}: "

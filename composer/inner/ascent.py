@@ -14,7 +14,7 @@ class Ascent(NamedTuple):
 
     objective  [N], what is climbed, in the units of its terms
     grads      of the summed objective with respect to each point; "point" is the inner's own; empty without gradients
-    tensors    "logits" [N,K], detached, at the inner's own point
+    tensors    "logits" [N,K], detached, at the inner's own point; those of other points under their names, such as "col_logits"
     """
 
     objective: PerExample

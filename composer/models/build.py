@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from composer.errors import ComposerError
-from composer.models.weights import LoadReport, load_weights
+from composer.models.weights import LoadReport, load_weights, project
 from composer.recipe.types import ModelSpec
 from composer.registry import REGISTRY
 from composer.seeds import stream_seed
 
-__all__ = ["LoadReport", "build_model", "initialise", "load_weights"]
+__all__ = ["LoadReport", "build_model", "initialise", "load_weights", "project"]
 
 
 @contextlib.contextmanager
@@ -42,6 +42,7 @@ def build_model(spec: ModelSpec, shape: tuple[int, int, int], classes: int, seed
         model = builder.fn(shape, classes, head, **checked(builder, spec.options))
     check_network(spec.use, model)
     initialise(model, seed)
+    project(model)
     return normalised(model, spec, shape[0]).train()
 
 

@@ -40,8 +40,16 @@ class LoadReport:
         return "; ".join(said)
 
 
+def project(model: nn.Module) -> None:
+    """Let every module with a method `project()` bring its weights back to where they must lie, in place (a head's rows on the unit sphere)."""
+    with torch.no_grad():
+        for module in model.modules():
+            if callable(getattr(module, "project", None)):
+                module.project()
+
+
 def load_weights(model: nn.Module, path: Path | str) -> LoadReport:
-    """Copy the weights of a safetensors or torch file into the model, in place. Never runs code from the file.
+    """Copy the weights of a safetensors or torch file into the model, in place, and project them. Never runs code from the file.
 
     Raises ComposerError if the file cannot be read safely, or if a name is missing or left over, a shape differs, or a number is not finite;
     the model is untouched then.
@@ -58,6 +66,7 @@ def load_weights(model: nn.Module, path: Path | str) -> LoadReport:
         for name, tensor in wanted.items():
             if name in state:
                 tensor.copy_(state[name])
+    project(model)
     return LoadReport(file, kind, under, stripped, renamed, dropped, len(state))
 
 

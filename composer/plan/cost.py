@@ -15,8 +15,22 @@ def program_cost(program: Program, *, weights: bool) -> Cost:
             total += Cost(dgrad=joined, wgrad=joined if weights else 0)
     for step in program.steps:
         if isinstance(step, Call) and step.second_order:
-            total += Cost(dgrad=1, double=1 if step.grad else 0)
+            total += call_cost(step, program, weights=weights)
     return total
+
+
+def call_cost(call: Call, program: Program, *, weights: bool) -> Cost:
+    """The gradients that a call takes by itself, and their double backwards.
+
+    A double backward multiplies by the network's weights as a forward does, and towards the parameters takes a weight gradient. It also hands a
+    gradient to the pass itself (zeros, in a piecewise linear network in eval mode, and PyTorch runs it nevertheless): that is the pass's `grad`.
+    """
+    joined = max((len(p.points) for p in program.passes if set(p.writes_to) & {a.slot for a in call.args}), default=1)
+    first, second = call.backward[0], call.backward[1] if call.grad else 0
+    found = Cost()
+    for many, one in ((first, Cost(dgrad=joined)), (second, Cost(forward=joined, wgrad=joined if weights else 0, double=joined))):
+        found += Cost(each=(one.forward, one.dgrad, one.wgrad, one.double)) if many == "classes" else one * int(many)
+    return found
 
 
 def inner_cost(inner: InnerPlan) -> Cost:

@@ -33,7 +33,7 @@ def options(values: dict[str, Any]) -> str:
 def step_line(step: Step, bn: str) -> str:
     if isinstance(step, Pass):
         mode = "eval" if not step.batch else "train" if bn != "train_frozen" else "train_frozen"
-        notes = [mode] + (["input differentiable"] if step.leaf else []) + ([f"rows {step.rows}"] if step.rows else [])
+        notes = [mode] + ([_leaves(step)] if step.leaves else []) + ([f"rows {step.rows}"] if step.rows else [])
         notes += [] if step.grad else ["no gradient"]
         seen = "[" + "; ".join(step.points) + "]" if len(step.points) > 1 else step.points[0]
         return f"{', '.join(step.writes_to)} = model({seen})  [{', '.join(notes)}]"
@@ -43,8 +43,20 @@ def step_line(step: Step, bn: str) -> str:
         return f"{', '.join(step.writes_to)} = {step.part}.read({args})"
     given = options(step.options)
     line = f"{step.out} = {step.use}({args}{'; ' if given and args else ''}{given})"
-    notes = (["mean 1"] if step.normalise else []) + (["second order"] if step.second_order else []) + ([] if step.grad else ["no gradient"])
+    notes = (["mean 1"] if step.normalise else []) + ([_order(step)] if step.second_order else []) + ([] if step.grad else ["no gradient"])
     return line + (f"  [{', '.join(notes)}]" if notes else "")
+
+
+def _leaves(step: Pass) -> str:
+    return "input differentiable" if len(step.points) == 1 else f"{', '.join(point for point, _ in step.leaves)} differentiable"
+
+
+def _order(call: Call) -> str:
+    """How many gradients a call takes by itself, and whether they are differentiated in turn."""
+    first, second = call.backward
+    if second and call.grad:
+        return {1: "second order", "classes": "second order, a gradient a class"}.get(second, f"second order, {second} gradients")
+    return {1: "takes an input gradient", "classes": "takes an input gradient a class"}.get(first, f"takes {first} input gradients")
 
 
 def sum_line(terms: tuple[Summand, ...]) -> str:
@@ -56,13 +68,15 @@ def sum_line(terms: tuple[Summand, ...]) -> str:
 
 
 def cost_line(cost: Cost) -> str:
-    more = f" + {cost.double} double backward" if cost.double else ""
+    each = sum(cost.each[:3])
+    more = f" + {each} units a class" if each else ""
+    more += f" (with {cost.double} double backward)" if cost.double else ""
     some = f" (number of steps of {', '.join(cost.variable)} is scheduled)" if cost.variable else ""
     return f"{cost.units} units = {cost.forward} forward + {cost.dgrad} input gradient + {cost.wgrad} weight gradient{more}{some}"
 
 
 def inner_lines(inner: InnerPlan, plan: Plan) -> list[str]:
-    lines = [f"inner {inner.id} = {inner.use}(eps={number(inner.eps)}{', ' if inner.options else ''}{options(inner.options)})  [bn {inner.bn}]"]
+    lines = [f"inner {inner.id} = {inner.use}({options({'eps': inner.eps, **inner.options})})  [bn {inner.bn}]"]
     if inner.args:
         lines.append("  reads       " + ", ".join(a.slot for a in inner.args))
     for label, program in (("once", inner.preamble), (f"each of {inner.climbs or inner.forwards}", inner.body)):

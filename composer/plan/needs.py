@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from composer.errors import suggest
-from composer.plan.types import Arg, Call, Draw, Pass, Read, Slot, Step, Value
-from composer.plan.world import PLAIN, ROLES, ROOTS, Missing, World, point_of, prefix_of
-from composer.recipe.types import Term, Use
+from composer.errors import ComposerError, Errors
+from composer.plan.lacking import asked, missing, points_fix, unknown
+from composer.plan.types import Arg, Call, Draw, Pass, Read, Step, Value
+from composer.plan.world import PLAIN, ROLES, ROOTS, Hidden, Missing, World, point_of, prefix_of
+from composer.recipe.types import Use
 from composer.registry import Need, Primitive
 
 
@@ -23,6 +24,7 @@ class Builder:
         self.memo: dict[tuple[Any, ...], str] = {}
         self.moving: set[str] = set()          # what depends on the inner's own points
         self.reader = ""                       # who asks, for a model whose passes are not shared
+        self.differentiating = False           # what is asked now is for a call that differentiates: it and its needs read one pass
 
     # -- names ---------------------------------------------------------------------------------------------------------------------
 
@@ -40,7 +42,9 @@ class Builder:
         if name in world.points or name in world.extras:
             return name
         if name.startswith("x_"):
-            raise Missing(f"nothing in this recipe makes the point '{name}'{world.absent.get(name, '')}", fix=self._points_fix(name))
+            if world.hidden(name):
+                raise Hidden(name)
+            raise Missing(f"nothing in this recipe makes the point '{name}'{world.absent.get(name, '')}", fix=points_fix(world, name))
         declared = next((v for v in world.method.views if v.id == name), None)
         if declared:
             return self.call(declared, f"views.{name}", bn=declared.bn or bn, out=name)
@@ -48,7 +52,7 @@ class Builder:
             slot = reader(name, at, bn)
             if slot:
                 return slot
-        raise self._unknown(name)
+        raise Hidden(name) if world.hidden(name) else unknown(world, name)
 
     def _output(self, name: str, at: str, bn: str) -> str | None:
         """T_logits and T_features: a forward of the model."""
@@ -109,12 +113,19 @@ class Builder:
             suffix += "" if self.world.share else f"@{self.reader}"
             outs = tuple(f"{prefix_of(p)}_logits{suffix}" for p in points)
             rows = self.rows.get(point) if len(points) == 1 and batch else None
-            rows_slot = self.tensor(rows) if rows else None
+            rows_slot = self._rows(point, rows) if rows else None
             self._add(Pass(points, outs, batch, rows=rows_slot), key, outs[0])
         found = self._step_of(self.memo[key])
-        if leaf:
-            self._swap(found, replace(found, leaf=True))
+        if leaf and point not in dict(found.leaves):
+            mode = found.outs[points.index(point)].partition("@")
+            self._swap(found, replace(found, leaves=(*found.leaves, (point, f"{point}@leaf{mode[1]}{mode[2]}"))))
         return found.outs[points.index(point)]
+
+    def _rows(self, point: str, name: str) -> str:
+        try:
+            return self.tensor(name)
+        except ComposerError as error:
+            raise missing(f'{point} = "{name}"', error, f"outer.rows.{point}") from None
 
     def _with_features(self, logits: str, prefix: str) -> str:
         found = self._step_of(logits)
@@ -130,34 +141,43 @@ class Builder:
         """One primitive applied to its needs; the slot of its result."""
         at, bn = use.at or at or self.at, use.bn or bn or self.bn
         primitive = self.world.registry.get(use.kind, use.use)
-        if not self.world.share:
+        second = any(n.leaf for n in primitive.needs) or primitive.flags.get("second_order", False)
+        if not self.world.share and not self.differentiating:
             self.reader = path
-        args = []
+        outer, self.differentiating = self.differentiating, self.differentiating or second
+        try:
+            args = self._args(primitive, use, path, at, bn, detach, extra or {})
+        finally:
+            self.differentiating = outer
+        options = self.world.options(path, use)
+        key = ("call", use.kind, use.use, args, repr(sorted(options.items(), key=lambda kv: kv[0])), use.normalise)
+        if key not in self.memo:
+            name = self._free(out or path, self.bn) if (out or path) not in self._taken() else self._free(out or path, bn)
+            backward = primitive.flags.get("backward", (1, 1) if second else (0, 0))
+            call = Call(path, use.kind, use.use, args, name, options, use.normalise, second_order=second,
+                        backward=backward(options) if callable(backward) else backward)
+            self._add(call, key, name)
+            if has(primitive.flags.get("couples"), options) or use.normalise:
+                self.world.coupled.append(path)
+        return self.memo[key]
+
+    def _args(self, primitive: Primitive, use: Use, path: str, at: str, bn: str, detach: tuple[str, ...], extra: dict[str, str]) -> tuple[Arg, ...]:
+        args, errors = [], []
         for need in primitive.needs:
-            if extra and need.name in extra:
+            if need.name in extra:
                 args.append(Arg(need.name, extra[need.name]))
                 continue
             try:
                 args.append(Arg(need.name, self._need(need, use, path, at, bn), need.name in detach))
-            except Missing as error:
-                given = use.rebind.get(need.name)
-                asked = f"is given {need.name} = '{given}'" if given else f"needs '{need.name}'"
-                raise Missing(f"{use.kind} '{use.use}' {asked}, and {error.what}", where=error.where, why=error.why, fix=error.fix) from None
-        options = self.world.options(path, use)
-        key = ("call", use.kind, use.use, tuple(args), repr(sorted(options.items(), key=lambda kv: kv[0])), use.normalise)
-        if key not in self.memo:
-            leaf = any(n.leaf for n in primitive.needs)
-            name = self._free(out or path, self.bn) if (out or path) not in self._taken() else self._free(out or path, bn)
-            call = Call(path, use.kind, use.use, tuple(args), name, options, use.normalise, second_order=leaf or primitive.flags.get("second_order", False))
-            self._add(call, key, name)
-            if primitive.flags.get("couples") == "batch" or use.normalise:
-                self.world.coupled.append(path)
-        return self.memo[key]
+            except ComposerError as error:
+                errors += [asked(self.world, single, need, use, path) for single in error.all]
+        if errors:
+            raise Errors(errors)
+        return tuple(args)
 
     def _need(self, need: Need, use: Use, path: str, at: str, bn: str) -> str:
         if need.leaf:
-            self.forward(point_of(at), bn, leaf=True)
-            return f"{point_of(at)}@leaf" + ("" if (bn != "eval") == (self.bn != "eval") else f"@{'eval' if bn == 'eval' else 'batch'}")
+            return dict(self._step_of(self.forward(point_of(at), bn, leaf=True)).leaves)[point_of(at)]
         if need.shape and need.shape.point:
             return self.tensor(point_of(at), at, bn)
         if need.draw:
@@ -176,7 +196,8 @@ class Builder:
             args = tuple(Arg(n.name, self._need(n, use, f"parts.{use.id}", at, bn)) for n in primitive.needs)
             base = f"{use.id}_{prefix}_" if prefix else f"{use.id}_"
             outs = tuple((name, self._free(base + name, bn)) for name in primitive.fn.makes)  # type: ignore[attr-defined]
-            fixed = not getattr(primitive.fn, "live", False) and all(a.slot in ("x", "y", "y_soft", "i") for a in args)
+            live = getattr(primitive.fn, "live", False)
+            fixed = not (live(use.options) if callable(live) else live) and all(a.slot in ("x", "y", "y_soft", "i") for a in args)
             home = self.prelude if fixed and self.prelude is not None else self
             home._add(Read(use.id, prefix, args, outs), key if home is self else ("read", use.id, prefix), outs[0][1])
             self.memo[key] = outs[0][1]
@@ -212,41 +233,14 @@ class Builder:
     def _swap(self, old: Step, new: Step) -> None:
         self.steps[next(k for k, s in enumerate(self.steps) if s is old)] = new
 
-    def _points_fix(self, name: str) -> str:
-        return f"add [inner.{name}], or use one of the points {', '.join(self.world.points)}"
-
-    def _unknown(self, name: str) -> Missing:
-        world = self.world
-        known = [*world.points, *world.extras, *(v.id for v in world.method.views), *world.registry.names("view"),
-                 *(f"{prefix_of(p)}_{n}" for p in world.points for n in PLAIN), *ROOTS]
-        prefix = name.rpartition("_")[0]
-        why = ""
-        if "_" in name and point_of(prefix) not in world.points and name.rpartition("_")[2] in PLAIN:
-            owner = next((u for u in world.method.parts if prefix.startswith(u.id)), None)
-            why = f"part '{owner.id}' does not offer it" if owner else f"there is neither a point '{point_of(prefix)}' nor a part that offers it"
-        return Missing(f"nothing in this recipe makes '{name}'", why=why, fix=suggest(name, known, "tensors"))
-
-
 def defaults(primitive: Primitive) -> dict[str, Any]:
-    """The options of a view nobody declared: all defaults."""
-    model = primitive.Options()
-    return {name: getattr(model, name) for name in type(model).model_fields}
+    """The options of a view nobody declared: all defaults. Errors: Missing for a view that cannot do without one."""
+    needed = [o.name for o in primitive.options if o.required]
+    if needed:
+        raise Missing(f"view '{primitive.name}' needs the option '{needed[0]}'", fix=f'declare it: [views] name = {{ use = "{primitive.name}", … }}')
+    return {o.name: o.default for o in primitive.options}
 
 
-def term_call(builder: Builder, term: Term, path: str) -> tuple[str, str | None]:
-    """A term's loss and gain slots."""
-    out = builder.call(term, path, detach=term.detach, out=path)
-    if term.gain is None:
-        return out, None
-    if isinstance(term.gain, str):
-        return out, builder.tensor(term.gain, term.at, term.bn)
-    return out, builder.call(term.gain, f"{path}.gain", at=term.at, bn=term.bn, out=f"{path}.gain")
-
-
-def slot_options(builder: Builder, primitive: Primitive, options: dict[str, Value]) -> dict[str, Value]:
-    """Options that name a tensor hold its slot."""
-    found = {}
-    for name, value in options.items():
-        option = primitive.option(name)
-        found[name] = Slot(builder.tensor(value)) if option and option.unit == "need" and isinstance(value, str) else value
-    return found
+def has(flag: Any, options: dict[str, Value]) -> bool:
+    """Whether a flag of a decorator holds: "batch", True, or {option: value} for the calls that have it."""
+    return any(options.get(name) == value for name, value in flag.items()) if isinstance(flag, dict) else bool(flag)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from composer.options import Ref
@@ -50,8 +50,9 @@ class Pass:
     points  the images it sees; several when the recipe joins them in one forward
     outs    per point, the name of its logits
     batch   batch statistics in batch norm (else running ones)
-    leaf    its input is differentiable by itself (a loss differentiates w.r.t. it)
-    grad    whether a gradient to weights or points is ever asked of it
+    leaves  per point that a loss or view differentiates w.r.t.: the point, and the tensor that is its differentiable copy for this pass
+    grad    whether the sum's gradient runs through it, to weights or points
+    tape    a later call differentiates it, whether or not the sum's gradient runs through it
     rows    name of an [N] mask: batch norm over these rows alone
     """
 
@@ -59,9 +60,10 @@ class Pass:
     outs: tuple[str, ...]
     batch: bool
     features: tuple[str, ...] = ()
-    leaf: bool = False
+    leaves: tuple[tuple[str, str], ...] = ()
     grad: bool = True
     rows: str | None = None
+    tape: bool = False
 
     @property
     def writes_to(self) -> tuple[str, ...]:
@@ -74,7 +76,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Call:
-    """One primitive applied: out = use(args, options)."""
+    """One primitive applied: out = use(args, options).
+
+    backward  passes inside the call: input gradients it takes itself, and double backwards that follow from them; "classes": one for every class
+    tape      as a Pass has it
+    """
 
     path: str
     kind: str
@@ -85,6 +91,8 @@ class Call:
     normalise: bool = False
     grad: bool = True
     second_order: bool = False      # differentiates w.r.t. a Leaf
+    backward: tuple[int | str, int | str] = (0, 0)
+    tape: bool = False
 
     @property
     def writes_to(self) -> tuple[str, ...]:
@@ -100,6 +108,7 @@ class Read:
     args: tuple[Arg, ...]
     outs: tuple[tuple[str, str], ...]      # (name the part gives it, tensor of the plan)
     grad: bool = True
+    tape: bool = False
 
     @property
     def writes_to(self) -> tuple[str, ...]:
@@ -177,20 +186,33 @@ class Moment:
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes of one step, in batches."""
+    """Passes of one step, in batches, as PyTorch runs them.
+
+    double    double backwards: each runs the network's products forward once more and (towards weights) one weight gradient; both are among
+              `forward` and `wgrad`
+    each      what comes on top for every class: (forward, dgrad, wgrad, double)
+    variable  inners whose number of steps a schedule decides (counted at its first value)
+    """
 
     forward: int = 0
     dgrad: int = 0
     wgrad: int = 0
-    double: int = 0                        # double backwards
-    variable: tuple[str, ...] = ()         # inners whose number of steps a schedule decides (counted at its first value)
+    double: int = 0
+    variable: tuple[str, ...] = ()
+    each: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def __add__(self, other: Cost) -> Cost:
+        each = tuple(a + b for a, b in zip(self.each, other.each))
         return Cost(self.forward + other.forward, self.dgrad + other.dgrad, self.wgrad + other.wgrad, self.double + other.double,
-                    self.variable + other.variable)
+                    self.variable + other.variable, each)  # type: ignore[arg-type]
 
     def __mul__(self, times: int) -> Cost:
-        return Cost(self.forward * times, self.dgrad * times, self.wgrad * times, self.double * times, self.variable)
+        each = tuple(n * times for n in self.each)
+        return Cost(self.forward * times, self.dgrad * times, self.wgrad * times, self.double * times, self.variable, each)  # type: ignore[arg-type]
+
+    def at(self, classes: int) -> Cost:
+        """The cost with that many classes."""
+        return replace(self, each=(0, 0, 0, 0)) + Cost(*(n * classes for n in self.each))
 
     @property
     def units(self) -> int:
@@ -228,3 +250,10 @@ class Plan:
     @property
     def second_order(self) -> bool:
         return any(isinstance(s, Call) and s.second_order for p in (self.outer, *(i.body for i in self.inner)) for s in p.steps)
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """Every tensor that some call of the plan takes, by name."""
+        programs = (self.prelude, self.outer, *(p for i in self.inner for p in (i.preamble, i.body)))
+        calls = (*(s for p in programs for s in p.steps), *self.inner, *self.moments)
+        return frozenset(a.slot for call in calls for a in call.args)

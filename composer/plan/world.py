@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from composer.errors import ComposerError
 from composer.options import Ref, pixel_word
 from composer.plan.types import Dial, Draw, Pixel, Value
+from composer.recipe.paths import show
+from composer.recipe.problems import Unread
 from composer.recipe.types import Method, Use
 from composer.registry import Primitive, Registry
 
@@ -17,7 +20,13 @@ ROLES = {"a": "adv_logits", "b": "clean_logits", "target_logits": "clean_logits"
 
 
 class Missing(ComposerError):
-    """A name that nothing makes."""
+    """A name that nothing makes. `path`: the key of the recipe that asks for it."""
+
+    path = ""
+
+
+class Hidden(Missing):
+    """A name that a piece with a mistake of its own may make: that mistake has been told, this one is none."""
 
 
 def point_of(prefix: str) -> str:
@@ -44,10 +53,23 @@ class World:
     parts_read: set[str] = field(default_factory=set)
     share: bool = True                                         # False: a model with random layers; no pass serves two readers
     absent: dict[str, str] = field(default_factory=dict)       # points that another phase makes: name -> remark for errors
+    unread: Unread = field(default_factory=Unread)             # what a recipe with mistakes left out
+    where: Callable[[str], str] = str                          # path -> the place a user can open
 
     @property
     def default_at(self) -> str:
         return "adv" if "x_adv" in self.points else "clean"
+
+    def hidden(self, name: str) -> bool:
+        """True where a piece that could not be read may make the name."""
+        if not self.unread:
+            return False
+        prefixes = [prefix_of(id) for id in self.unread.ids("inner")] + list(self.unread.ids("parts"))
+        made = any(f"_{prefix}_" in f"_{name}" for prefix in prefixes) or name in self.unread.ids("views")
+        return made or self.unread.lost or name.startswith("x_") and bool(self.unread.ids("inner"))
+
+    def guessed(self, path: str) -> bool:
+        return any(show(each) == path for each in self.unread.guessed)
 
     def part(self, id: str) -> tuple[Use, Primitive] | None:
         use = next((p for p in self.method.parts if p.id == id), None)

@@ -9,9 +9,12 @@ from typing import Any
 
 from composer.errors import ComposerError
 from composer.recipe import merge as layer
+from composer.recipe.keys import in_no_table, table_at
 from composer.recipe.merge import Origins, Place
 from composer.recipe.paths import MISSING, Dotted, get, inside, leaves, show, split
+from composer.recipe.problems import closest
 from composer.recipe.write import quote
+from composer.registry import REGISTRY
 
 Known = Callable[[dict[str, Any], Dotted], bool]       # is the path one that could be written here (an option left at its default)?
 Said = tuple[Any, str]                                 # value, place
@@ -43,7 +46,7 @@ def read_edit(name: str, table: Any, where: str, place: Place, errors: list[Comp
     """An edit from `{ set = {…}, drop = […], put = {…} }`. `place` gets the path below that table."""
     edit = Edit(name, where)
     if not isinstance(table, dict):
-        errors.append(ComposerError(f"{name} = {table!r}", where=where, why="an edit is a table",
+        errors.append(ComposerError(f"{name} = {quote(table)}", where=where, why="an edit is a table",
                                     fix='write { set = { "path" = value }, drop = ["path"] }'))
         return edit
     for key in sorted(set(table) - {"set", "drop", "put"}):
@@ -51,20 +54,28 @@ def read_edit(name: str, table: Any, where: str, place: Place, errors: list[Comp
     for kind in ("set", "put"):
         entries = table.get(kind, {})
         if not isinstance(entries, dict):
-            errors.append(ComposerError(f"{kind} = {entries!r}", where=place((kind,)), why="a table of paths and values is needed",
+            errors.append(ComposerError(f"{kind} = {quote(entries)}", where=place((kind,)), why="a table of paths and values is needed",
                                         fix=f'write {kind} = {{ "terms.kl.weight" = 6.0 }}'))
             continue
         for text, value in entries.items():
             _take(getattr(edit, kind), text, value, place((kind, text)), errors)
-    drops = table.get("drop", [])
-    if not isinstance(drops, list) or not all(isinstance(d, str) for d in drops):
-        errors.append(ComposerError(f"drop = {drops!r}", where=place(("drop",)), why="a list of paths is needed", fix='write drop = ["terms.kl"]'))
-        drops = []
-    for text in drops:
-        path = _path(text, place(("drop",)), errors)
-        if path:
-            edit.drop[path] = place(("drop",))
+    _take_drops(edit.drop, table.get("drop", []), place, errors)
     return edit
+
+
+def _take_drops(into: dict[Dotted, str], drops: Any, place: Place, errors: list[ComposerError]) -> None:
+    """A list of paths; each is told at its own line."""
+    if not isinstance(drops, list):
+        errors.append(ComposerError(f"drop = {quote(drops)}", where=place(("drop",)), why="a list of paths is needed", fix='write drop = ["terms.kl"]'))
+        return
+    for number, text in enumerate(drops):
+        where = place(("drop", str(number)))
+        if not isinstance(text, str):
+            errors.append(ComposerError(f"drop = {quote(drops)}", where=where, why=f"{quote(text)} is no path", fix='write drop = ["terms.kl"]'))
+            continue
+        path = _path(text, where, errors)
+        if path:
+            into[path] = where
 
 
 def _take(into: dict[Dotted, Said], text: str, value: Any, where: str, errors: list[ComposerError]) -> None:
@@ -87,12 +98,16 @@ def _path(text: str, where: str, errors: list[ComposerError]) -> Dotted | None:
 
 
 class Editor:
-    """Applies the edits of one layer, all at once, to `tables` (changed in place). `base` is what paths must exist in."""
+    """Applies the edits of one layer, all at once, to `tables` (changed in place). `base` is what paths must exist in.
+
+    Where a table must stand and something else does, that has been told, and edits inside it are passed over. `lost`: a parent is missing,
+    and no path is accused of not being there.
+    """
 
     def __init__(self, tables: dict[str, Any], base: dict[str, Any], origins: Origins, known: Known, errors: list[ComposerError],
-                 start_evaluate: Callable[[dict[str, Any], str, Origins, str], None] | None = None):
+                 start_evaluate: Callable[[dict[str, Any], str, Origins, str], None] | None = None, *, lost: bool = False):
         self.tables, self.base, self.origins, self.known, self.errors = tables, base, origins, known, errors
-        self.start_evaluate = start_evaluate
+        self.start_evaluate, self.lost = start_evaluate, lost
 
     def apply(self, edits: Iterable[Edit]) -> None:
         edits = [e for e in edits if not e.empty]
@@ -114,14 +129,20 @@ class Editor:
     def fail(self, place: str, what: str, why: str, fix: str = "") -> None:
         self.errors.append(ComposerError(what, where=place, why=why, fix=fix))
 
+    def absent(self, place: str, what: str, tables: dict[str, Any], path: Dotted, why: str = "there is no such path in the recipe") -> None:
+        if not self.lost:
+            self.fail(place, what, why, near(tables, path))
+
     def exists(self, tables: dict[str, Any], path: Dotted) -> bool:
         return get(tables, path) is not MISSING or self.known(tables, path)
 
     def set(self, path: Dotted, value: Any, place: str, before: list[Dotted]) -> None:
+        if in_no_table(self.tables, path):
+            return None
         if not self.exists(self.tables, path):
             if self.exists(self.base, path) and not any(len(p) < len(path) and inside(path, p) for p in before):
                 return                                     # inside what an earlier layer dropped: void
-            return self.fail(place, f"set {show(path)} = {quote(value)}", "there is no such path in the recipe", near(self.tables, path))
+            return self.absent(place, f"set {show(path)} = {quote(value)}", self.tables, path)
         if path == ("evaluate", "use") and self.start_evaluate:
             return self.start_evaluate(self.tables, value, self.origins, place)
         holder = get(self.tables, path[:-1])
@@ -132,21 +153,21 @@ class Editor:
     def drop(self, path: Dotted, place: str, edit: Edit, others: list[Dotted]) -> None:
         if get(self.tables, path) is not MISSING:
             layer.drop(self.tables, path, self.origins, place)
-        elif get(self.base, path) is MISSING and not any(inside(path, gone) for gone in others):
-            self.fail(place, f"drop {show(path)}", "there is no such path in the recipe", near(self.base, path))
+        elif get(self.base, path) is MISSING and not in_no_table(self.tables, path) and not any(inside(path, gone) for gone in others):
+            self.absent(place, f"drop {show(path)}", self.base, path)
 
     def put(self, path: Dotted, value: Any, place: str, gone: list[Dotted]) -> None:
-        if any(inside(path, g) for g in gone):
-            return
+        if in_no_table(self.tables, path) or any(inside(path, g) for g in gone):
+            return None
         if get(self.tables, path) is not MISSING:
             return self.fail(place, f"put {show(path)}", f"the recipe has it already ({self.origins.where(path)})", "use set to change it")
         parent = get(self.tables, path[:-1])
         if parent is MISSING and len(path) > 2 and get(self.base, path[:-1]) is not MISSING:
             return None                                    # inside what an earlier layer dropped: void
         if parent is MISSING and len(path) > 2 and not (len(path) == 4 and path[2] == "terms" and get(self.tables, path[:2]) is not MISSING):
-            return self.fail(place, f"put {show(path)}", f"there is no table {show(path[:-1])} to put it into", near(self.tables, path[:-1]))
+            return self.absent(place, f"put {show(path)}", self.tables, path[:-1], f"there is no table {show(path[:-1])} to put it into")
         if parent is not MISSING and not isinstance(parent, dict):
-            return self.fail(place, f"put {show(path)}", f"{show(path[:-1])} is {parent!r}, no table")
+            return self.fail(place, f"put {show(path)}", f"{show(path[:-1])} is {quote(parent)}, no table")
         layer.write(self.tables, path, value, self.origins, lambda _: place)
 
 
@@ -163,10 +184,17 @@ def conflicts(edits: list[Edit]) -> list[tuple[Edit, Edit, Dotted]]:
 
 def near(tables: dict[str, Any], path: Dotted) -> str:
     """A fix for a path that is not there: the closest ones that are, or what the nearest table holds."""
+    holder = table_at(tables, path[:-1], REGISTRY) if len(path) > 1 else None
     here = [show(p[:end]) for p, _ in leaves(tables) for end in range(1, len(p) + 1) if p[0] not in ("search", "toggle")]
+    here += [show((*path[:-1], key)) for key in (holder.keys if holder else ())]
     close = difflib.get_close_matches(show(path), sorted(set(here)), n=3, cutoff=0.75)
+    alike = holder and closest(path[-1], holder.keys)
+    if alike:
+        close = [show((*path[:-1], alike))]
     if close:
         return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
+    if holder and holder.primitive:
+        return f"{show(path[:-1])} takes {', '.join(sorted(holder.keys))}"
     for end in range(len(path) - 1, -1, -1):
         held = get(tables, path[:end])
         if isinstance(held, dict):

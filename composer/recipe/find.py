@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from composer.errors import ComposerError, suggest
+from composer.recipe.problems import closest
 from composer.recipe.source import Doc, label, read
 
 
@@ -87,16 +89,53 @@ def setting_name(path: Path, root: Path) -> str:
     return path.stem
 
 
-def chain(path: Path, root: Path) -> list[Doc]:
-    """The file and all it extends, eldest first. Errors: a parent that is missing, a cycle."""
-    docs = [read(path)]
+def chain(path: Path, root: Path, heads: Collection[str], errors: list[ComposerError]) -> tuple[list[Doc], bool]:
+    """The file and all it extends, eldest first; False where a parent is missing and what it says is not known.
+
+    heads    legal top-level keys: one that is nearly one of them is told, and read as it was meant
+    Errors: the file itself cannot be read. What is wrong with a parent, and cycles, go to `errors`; reading goes on with the closest name.
+    """
+    docs = [spelt(read(path), heads, errors)]
     seen = [docs[0].path.resolve()]
     while "extends" in docs[0].table:
-        parent = find_parent(docs[0], docs[0].table["extends"], root)
-        if parent.resolve() in seen:
-            names = " -> ".join(label(p) for p in [*(d.path for d in reversed(docs)), parent])
-            raise ComposerError(f'extends = "{docs[0].table["extends"]}"', where=f"{docs[0].place(('extends',))}  extends",
-                                why=f"the recipes extend each other in a circle: {names}")
-        docs.insert(0, read(parent))
-        seen.append(docs[0].path.resolve())
-    return docs
+        try:
+            parent = spelt(_parent(docs, seen, root, errors), heads, errors)
+        except ComposerError as error:
+            errors += error.all
+            return docs, False
+        docs.insert(0, parent)
+        seen.append(parent.path.resolve())
+    return docs, True
+
+
+def _parent(docs: list[Doc], seen: list[Path], root: Path, errors: list[ComposerError]) -> Doc:
+    child, name = docs[0], docs[0].table["extends"]
+    try:
+        parent = find_parent(child, name, root)
+    except ComposerError as error:
+        meant = closest(Path(str(name)).stem, recipe_names(root)) if isinstance(name, str) else None
+        found = _toml(root / meant) if meant else None
+        if found is None or found.resolve() in seen:
+            raise
+        errors.append(error)
+        parent = found
+    if parent.resolve() in seen:
+        names = " -> ".join(label(p) for p in [*(d.path for d in reversed(docs)), parent])
+        raise ComposerError(f'extends = "{name}"', where=f"{child.place(('extends',))}  extends",
+                            why=f"the recipes extend each other in a circle: {names}")
+    return read(parent)
+
+
+def spelt(doc: Doc, heads: Collection[str], errors: list[ComposerError]) -> Doc:
+    """Top-level keys that are nearly legal ones are told, and read as they were meant."""
+    meant: dict[str, str] = {}
+    for key in doc.table:
+        right = closest(key, heads) if key not in heads else None
+        if right and right not in doc.table and right not in meant.values():
+            meant[key] = right
+            errors.append(unknown_head(key, f"{doc.place((key,))}  {key}", heads))
+    return doc.respelled(meant) if meant else doc
+
+
+def unknown_head(key: str, where: str, heads: Collection[str]) -> ComposerError:
+    return ComposerError(f"a recipe has no table or key '{key}'", where=where, fix=suggest(key, heads, "tables and keys"))

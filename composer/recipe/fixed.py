@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
@@ -54,6 +55,12 @@ FIELDS: dict[str, dict[str, tuple[Any, Any, str]]] = {
         "weights": (str, "live", "which weights are judged: live, or a part"),
         "logits": (Literal["scaled", "cosine"], "scaled", "what a head with a scale hands to the measures"),
     },
+    "analysis": {
+        "primary": (str | None, None, "the measure that claims are made on"),
+        "family": (list[str] | None, None, "contrasts that are tested together; default all of the primary measure"),
+        "equivalence": (Annotated[float, Ge(0)] | None, None, "difference that counts as none, a fraction"),
+        "thresholds": (dict[str, Any], {}, "named limits, numbers: when a run counts as collapsed"),
+    },
     "model": {
         "head": (Annotated[Any, Unit("nested", kind="head")], "linear", "the last layer"),
         "mean": (list[float] | None, None, "normalisation inside the model, a number a channel"),
@@ -105,7 +112,12 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
     table: tuple(read_option(name, annotation, default, (table, name) in SCHEDULED) for name, (annotation, default, _) in fields.items())
     for table, fields in FIELDS.items()
 }
-MODELS: dict[str, type[BaseModel]] = {table: options_model(f"table_{table}", options) for table, options in OPTIONS.items()}
+
+
+@cache
+def model(table: str) -> type[BaseModel]:
+    """The Pydantic model of a table, made on first use."""
+    return options_model(f"table_{table}", OPTIONS[table])
 
 
 def option(table: str, name: str) -> Option | None:

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from composer.errors import ComposerError
+from composer.options import pixel_word
 from composer.recipe.edit import near
 from composer.recipe.keys import table_at
 from composer.recipe.merge import CONTAINERS, REMOVED, said_below
@@ -84,7 +85,7 @@ def why(recipe: Any, text: str) -> list[dict[str, Any]]:
     rows = [_row(each, where, value, value is not REMOVED and number == len(said) - 1)
             for each, said in said_below(recipe.history, path).items() for number, (where, value) in enumerate(said)]
     if rows:
-        return rows
+        return rows + _referred(recipe, rows)
     value = get(recipe.full, path)
     if value is MISSING:
         above = [path[:end] for end in range(len(path) - 1, 0, -1) if path[:end] in recipe.origins]
@@ -97,6 +98,16 @@ def why(recipe: Any, text: str) -> list[dict[str, Any]]:
     holder = table_at(recipe.tables, path[:-1], REGISTRY)
     origin = holder.primitive.origin if holder and holder.primitive and holder.primitive.option(path[-1]) else "composer"
     return [_row(path, f"default of {origin}", value, True)]
+
+
+def _referred(recipe: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the threat says, where a value is a word of it: "threat", "threat/2"."""
+    named = []
+    for row in rows:
+        word = pixel_word(row["value"]) if row["wins"] and isinstance(row["value"], str) else None
+        if word and word.of == "threat":
+            named.append("threat.step" if split(row["path"])[-1] == "step" else "threat.eps")
+    return [each for path in dict.fromkeys(named) for each in why(recipe, path)]
 
 
 def _threat_value(recipe: Any, path: Dotted) -> list[dict[str, Any]]:

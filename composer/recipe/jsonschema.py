@@ -1,4 +1,7 @@
-"""JSON Schema (draft 2020-12) of recipe files, so that editors complete and underline. Written from the same options the reader checks by."""
+"""JSON Schema (draft 7, which every editor's TOML support reads) of recipe and setting files, so that editors complete and underline.
+
+Written from the same options the reader checks by.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,10 @@ SPACE = {"oneOf": [
      "properties": {"low": {"type": "number"}, "high": {"type": "number"}, "log": {"type": "boolean"},
                     "step": {"type": "number", "exclusiveMinimum": 0}}},
     {"type": "object", "required": ["choices"], "additionalProperties": False, "properties": {"choices": {"type": "array", "minItems": 1}}}]}
+EXPECTED = {"anyOf": [
+    {"type": ["number", "string"]},
+    {"type": "object", "required": ["value"], "additionalProperties": False,
+     "properties": {"value": {"type": "number"}, "within": {"type": "number", "minimum": 0}}}]}
 BOUND = {">": "exclusiveMinimum", ">=": "minimum", "<": "exclusiveMaximum", "<=": "maximum"}
 
 
@@ -53,9 +60,11 @@ class Writer:
             "phase": self.by_id(self.phase(), "edits that hold on an interval of epochs"),
             "toggle": self.by_id(EDIT, "the ablation: what is off without each component"),
             "on": self.by_id(EDIT, "what changes per setting or bench"),
+            "for": self.by_id(EDIT, "of settings: what a paper changes in other methods, by the recipe's name"),
             "search": {"type": "object", "additionalProperties": SPACE, "description": "path = range: the space composer sweep draws from"},
-            "analysis": {"type": "object", "description": "primary metric, family, equivalence margin, thresholds"},
-            "expect": {"type": "object", "description": "what the paper reports; inert"},
+            "analysis": {**self.fixed("analysis", "what claims are made on, and by which tests"), "additionalProperties": True},
+            "expect": {"type": "object", "description": "measure = fraction, or { value, within }: compared after a run, trains nothing",
+                       "additionalProperties": EXPECTED},
             "data": self.kind("data", "", implied=False), "model": self.kind("model", "model", implied=False),
             "optim": self.kind("optim", "optim", implied=False), "train": self.fixed("train", "epochs, batch, learning rate"),
             "threat": self.fixed("threat", "norm, radius and steps that inner maxima and measures take"),
@@ -64,8 +73,8 @@ class Writer:
             "evaluate": self.measured("evaluate", "a protocol, and measures by printed name"),
         }
         self.ref("term")
-        return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "composer recipe", "type": "object",
-                "additionalProperties": False, "properties": properties, "$defs": self.defs}
+        return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "composer recipe", "type": "object",
+                "additionalProperties": False, "properties": properties, "definitions": self.defs}
 
     # -- tables --------------------------------------------------------------------------------------------------------------------
 
@@ -106,7 +115,7 @@ class Writer:
                 more["gain"] = {"description": "factor of each example: an [N] tensor's name, or a gain", "anyOf": [NAMED, self.ref("gain")]}
             table = {"term": "term", "view": "view", "gain": "gain", "radius": "radius", "measure": "measure", "model": "model"}.get(name, "")
             self.defs[name] = self.kind(kind, table, implied=name in ("term", "measure"), more=more)
-        return {"$ref": f"#/$defs/{name}"}
+        return {"$ref": f"#/definitions/{name}"}
 
     def kind(self, kind: str, table: str, *, implied: bool = True, more: dict[str, Any] | None = None) -> dict[str, Any]:
         """A table that uses one primitive of a kind: `use` completes to the names, and each name brings its own options.

@@ -9,16 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from composer.errors import ComposerError, suggest
+from composer.errors import ComposerError, Errors, suggest
 from composer.recipe import find
 from composer.recipe import merge as layer
 from composer.recipe.edit import Edit, Editor, Known, read_edit
+from composer.recipe.keys import ROOTS
 from composer.recipe.merge import Origins
-from composer.recipe.paths import MISSING, Dotted, assign, get, show, split
+from composer.recipe.paths import MISSING, Dotted, assign, get, key_text, show, split
 from composer.recipe.source import Doc, read
+from composer.recipe.write import quote
 
 HEADS = {"extends", "setting", "drop", "on", "for"}                 # say how layers are laid, and are no values themselves
 OWN = {"about", "version", "expect"}                                 # of one file; a child does not take them over
+RECIPE_HEADS = {"extends", "setting", "drop", "on"}
+SETTING_HEADS = {"extends", "for"}
+DEFAULT = "digits"
 METHOD = {"inner", "outer", "terms", "views", "parts", "phase", "toggle", "search"}
 
 
@@ -33,8 +38,11 @@ class Stack:
     chain: tuple[str, ...] = ()                                      # recipe's name and all it extends, eldest first
     settings: tuple[str, ...] = ()                                   # bench, then the more specific
     files: tuple[Path, ...] = ()
+    recipes: tuple[Path, ...] = ()                                   # those that are recipes, no settings
     commanded: frozenset[Dotted] = frozenset()                       # paths of the command line
-    others: tuple[Edit, ...] = ()                                    # [on] tables of settings it does not run on now
+    others: dict[str, Edit] = field(default_factory=dict)            # [on] tables of settings it does not run on now
+    own: bool = True                                                 # it runs on the setting its file names, as the file says
+    lost: bool = False                                               # a parent is missing: what it says is not known
     protocols: Doc | None = None
     beneath: dict[str, Any] = field(default_factory=dict)            # what the settings alone say
 
@@ -52,26 +60,44 @@ def assemble(path: str | Path, *, setting: str | None, sets: Sequence[str], drop
              errors: list[ComposerError]) -> Stack:
     """Errors that leave nothing to read on with are raised; all others are added to `errors`."""
     root = Path(root) if root is not None else find.shipped()
-    docs = find.chain(find.find_recipe(path, root), root)
-    asked, where = (setting, "--setting") if setting else _setting(docs, errors)
-    name, file = find.find_setting(asked, root, docs[-1].path.parent, where)
-    benches = find.chain(file, root)
+    docs, whole = find.chain(find.find_recipe(path, root), root, {*ROOTS, *RECIPE_HEADS}, errors)
+    name, benches, found = _benches(docs, setting, root, errors)
     names = [find.setting_name(doc.path, root) for doc in benches[:-1]] + [name]
     stack = Stack(docs[-1].path.stem, name, chain=tuple(dict.fromkeys(doc.path.stem for doc in docs)), settings=tuple(names),
-                  files=tuple(doc.path for doc in (*benches, *docs)))
+                  files=tuple(doc.path for doc in (*benches, *docs)), recipes=tuple(doc.path for doc in docs), own=found and not setting,
+                  lost=not whole)
+    stack.origins.home = docs[-1].place(())
     file = root / "protocols.toml"
     stack.protocols = read(file) if file.is_file() else None
     for doc in benches:
-        _check_heads(doc, {"extends", "for"}, errors)
+        _check_heads(doc, SETTING_HEADS, errors)
         _lay(stack, {k: v for k, v in doc.table.items() if k not in HEADS | OWN | {"paper"}}, doc)
     stack.beneath = copy.deepcopy(stack.tables)
     for doc in docs:
-        _check_heads(doc, {"extends", "setting", "drop", "on"}, errors)
+        _check_heads(doc, RECIPE_HEADS, errors)
         _drop_parents(stack, doc, errors)
         _lay(stack, {k: v for k, v in doc.table.items() if k not in HEADS and (k not in OWN or doc is docs[-1])}, doc)
     _edits(stack, docs, benches, root, known, errors)
     _command_line(stack, sets, drops, known, errors)
     return stack
+
+
+def _benches(docs: list[Doc], setting: str | None, root: Path, errors: list[ComposerError]) -> tuple[str, list[Doc], bool]:
+    """(name, files, found) of the setting. One that is missing or unreadable is told, and the default stands in for it."""
+    asked, where = (setting, "--setting") if setting else _setting(docs, errors)
+    beside = docs[-1].path.parent
+    try:
+        name, file = find.find_setting(asked, root, beside, where)
+        files, whole = find.chain(file, root, {*ROOTS, *SETTING_HEADS}, errors)
+        if whole:
+            return name, files, True
+    except ComposerError as error:
+        errors += error.all
+    try:
+        name, file = find.find_setting(DEFAULT, root, beside)
+        return name, find.chain(file, root, {*ROOTS, *SETTING_HEADS}, [])[0], False
+    except ComposerError:
+        raise Errors(errors) from None
 
 
 def _setting(docs: list[Doc], errors: list[ComposerError]) -> tuple[str, str]:
@@ -80,9 +106,10 @@ def _setting(docs: list[Doc], errors: list[ComposerError]) -> tuple[str, str]:
             name, where = doc.table["setting"], f"{doc.place(('setting',))}  setting"
             if isinstance(name, str):
                 return name, where
-            errors.append(ComposerError(f"setting = {name!r}", where=where, why="a setting is named by a string", fix='write setting = "digits"'))
+            errors.append(ComposerError(f"setting = {quote(name)}", where=where, why="a setting is named by a string",
+                                        fix='write setting = "digits"'))
             break
-    return "digits", ""
+    return DEFAULT, ""
 
 
 def _check_heads(doc: Doc, allowed: set[str], errors: list[ComposerError]) -> None:
@@ -99,23 +126,24 @@ def _lay(stack: Stack, body: dict[str, Any], doc: Doc) -> None:
 
 
 def _drop_parents(stack: Stack, doc: Doc, errors: list[ComposerError]) -> None:
-    edit = read_edit("drop", {"drop": doc.table.get("drop", [])}, doc.place(("drop",)), lambda _: f"{doc.place(('drop',))}  drop", errors)
-    Editor(stack.tables, copy.deepcopy(stack.tables), stack.origins, lambda *_: False, errors).apply([edit])
+    edit = read_edit("drop", {"drop": doc.table.get("drop", [])}, doc.place(("drop",)), lambda path: f"{doc.place(path)}  drop", errors)
+    Editor(stack.tables, copy.deepcopy(stack.tables), stack.origins, lambda *_: False, errors, lost=stack.lost).apply([edit])
 
 
 def _edits(stack: Stack, docs: list[Doc], benches: list[Doc], root: Path, known: Known, errors: list[ComposerError]) -> None:
     """[on] of parent and child merged, general before special; then [for], eldest name first."""
     on = _collect("on", docs, errors)
+    shipped = find.setting_names(root) if on else []
     for name, edit in on.items():
         beside = docs[-1].path.parent / "settings" / f"{name}.toml"
-        if name not in stack.settings and name not in find.setting_names(root) and not beside.is_file():
-            errors.append(ComposerError(f"on.{name}", where=edit.where, why="there is no such setting",
-                                        fix=suggest(name, [*find.setting_names(root), *stack.settings], "settings")))
-    stack.others = tuple(edit for name, edit in on.items() if name not in stack.settings)
+        if name not in stack.settings and name not in shipped and not beside.is_file():
+            errors.append(ComposerError(f"[on.{key_text(name)}]", where=edit.where, why=f"there is no setting '{name}'",
+                                        fix=suggest(name, [*shipped, *stack.settings], "settings")))
+    stack.others = {name: edit for name, edit in on.items() if name not in stack.settings}
     carried = _collect("for", benches, errors)
     ordered = [on[name] for name in stack.settings if name in on] + [carried[name] for name in stack.chain if name in carried]
     for edit in ordered:
-        Editor(stack.tables, past(stack.origins), stack.origins, known, errors, stack.start_evaluate).apply([edit])
+        Editor(stack.tables, past(stack.origins), stack.origins, known, errors, stack.start_evaluate, lost=stack.lost).apply([edit])
 
 
 def past(origins: Origins) -> dict[str, Any]:
@@ -134,7 +162,7 @@ def _collect(head: str, docs: list[Doc], errors: list[ComposerError]) -> dict[st
     for doc in docs:
         tables = doc.table.get(head, {})
         if not isinstance(tables, dict):
-            errors.append(ComposerError(f"{head} = {tables!r}", where=doc.place((head,)), why="a table of edits is needed"))
+            errors.append(ComposerError(f"{head} = {quote(tables)}", where=f"{doc.place((head,))}  {head}", why="a table of edits is needed"))
             continue
         for name, table in tables.items():
             place = _below(doc, (head, name))
@@ -148,7 +176,7 @@ def _below(doc: Doc, prefix: Dotted) -> layer.Place:
 
 
 def _editor(stack: Stack, known: Known, errors: list[ComposerError]) -> Editor:
-    return Editor(stack.tables, copy.deepcopy(stack.tables), stack.origins, known, errors, stack.start_evaluate)
+    return Editor(stack.tables, copy.deepcopy(stack.tables), stack.origins, known, errors, stack.start_evaluate, lost=stack.lost)
 
 
 def _command_line(stack: Stack, sets: Sequence[str], drops: Sequence[str], known: Known, errors: list[ComposerError]) -> None:

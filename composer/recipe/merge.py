@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from composer.recipe.paths import MISSING, Dotted, assign, get, inside, leaves, remove
+from composer.registry import KINDS, REGISTRY
 
 REMOVED: Any = type("Removed", (), {"__repr__": lambda self: "removed", "__reduce__": lambda self: "REMOVED"})()      # pickles as itself
 Place = Callable[[Dotted], str]
@@ -19,11 +20,12 @@ class Origins:
     def __init__(self) -> None:
         self.said: dict[Dotted, list[tuple[str, Any]]] = {}
         self.tables: dict[Dotted, str] = {}
+        self.home = ""                                     # the recipe's own file, for what nobody has written
 
     def copy(self) -> Origins:
         new = Origins()
         new.said = {path: list(said) for path, said in self.said.items()}
-        new.tables = dict(self.tables)
+        new.tables, new.home = dict(self.tables), self.home
         return new
 
     def note(self, path: Dotted, place: str, value: Any) -> None:
@@ -56,11 +58,16 @@ def implied_use(path: Dotted) -> str | None:
 
 
 def swaps(held: dict[str, Any], over: dict[str, Any], path: Dotted) -> bool:
-    """True where `over` uses another primitive than what it is laid over: the old options mean nothing to it."""
+    """True where `over` uses another primitive than what it is laid over: the old options mean nothing to it.
+
+    A name that nobody has registered is a mistake, most likely in the name alone: the table below stays.
+    """
     if "use" not in over:
         return False
-    before = held.get("use", implied_use(path))
-    return over["use"] != before and (before is not None or path == ("evaluate",))
+    before, use = held.get("use", implied_use(path)), over["use"]
+    if path == ("evaluate",):
+        return bool(use != before)
+    return use != before and before is not None and isinstance(use, str) and any(REGISTRY.has(kind, use) for kind in KINDS)
 
 
 def write(tables: dict[str, Any], path: Dotted, value: Any, origins: Origins, place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Collection
 from typing import Any
 
 Dotted = tuple[str, ...]
@@ -75,3 +76,8 @@ def leaves(value: Any, path: Dotted = ()) -> list[tuple[Dotted, Any]]:
 
 def inside(path: Dotted, of: Dotted) -> bool:
     return path[:len(of)] == of
+
+
+def touched(path: Dotted, by: Collection[Dotted]) -> bool:
+    """True where one of `by` is the path, something in it or around it, or the primitive it is an option of."""
+    return any(inside(path, each) or inside(each, path) or each[-1] == "use" and inside(path, each[:-1]) for each in by)

@@ -22,7 +22,10 @@ OWN = ("use", "set", "drop", "put")
 
 @dataclass(frozen=True)
 class Phase:
-    """Epochs in which an edit holds. `start` and `stop` count epochs completed; an added phase lies before the run's epochs."""
+    """Epochs in which an edit holds. `start` and `stop` count epochs completed; an added phase lies before the run's epochs.
+
+    A phase with a mistake is not `sound`: its edit is still checked, alone.
+    """
 
     name: str
     start: int
@@ -30,41 +33,38 @@ class Phase:
     edit: Edit
     add: bool = False
     fresh: bool = False
+    sound: bool = True
 
 
 def read_phases(reader: Reader) -> tuple[Phase, ...]:
     """The phases of a recipe; problems go to the reader's."""
-    train = reader.pieces.get("train")
-    epochs = train.epochs if train else 1
+    epochs = reader.pieces["train"].epochs
     return each(reader.uses, reader.table("phase"), ("phase",), lambda name, given, path: _phase(reader, name, given, path, epochs), ID)
 
 
-def _phase(reader: Reader, name: str, given: dict[str, Any], path: Dotted, epochs: int) -> Phase | None:
-    uses, problems = reader.uses, reader.problems
+def _phase(reader: Reader, name: str, given: dict[str, Any], path: Dotted, epochs: int) -> Phase:
+    uses, before = reader.uses, len(reader.problems)
     own = {key: value for key, value in given.items() if key in fixed.names("phase")}
     table = fixed_table(uses, "phase", own, path)
     rest = {key: value for key, value in given.items() if key not in own and key not in OWN}
     primitive = uses.primitive(("phase",), given["use"], path) if "use" in given else None
-    if primitive:
-        options = uses.options(primitive, rest, path, (*fixed.names("phase"), *OWN[1:]))
-    else:
-        options = {} if not rest or "use" in given else None
-        for key in rest if "use" not in given else ():
-            uses.unknown(path, key, "", (), (*OWN, *fixed.names("phase")))
+    options = uses.options(primitive, rest, path, (*fixed.names("phase"), *OWN[1:])) if primitive else {}
+    for key in rest if "use" not in given else ():
+        uses.unknown(path, key, "", (), (*OWN, *fixed.names("phase")))
     edit = _edit(reader, name, given, path, primitive, options)
-    if table is None or options is None or edit is None or not _interval(problems, path, table, edit.empty and not primitive):
-        return None
+    if len(reader.problems) == before:
+        _interval(reader.problems, path, table, edit.empty and not primitive)
     for key, value in {**({"use": primitive.name} if primitive else {}), **options, **table, **{k: given[k] for k in OWN[1:] if k in given}}.items():
         uses.keep((*path, key), value)
+    sound = len(reader.problems) == before
     if table["add"]:
-        return Phase(name, 0, whole_epochs(table["epochs"], epochs), edit, True, table["then"] == "fresh")
+        return Phase(name, 0, whole_epochs(table["epochs"] or 1, epochs), edit, True, table["then"] == "fresh", sound)
     start = whole_epochs(table["from"], epochs)
     stop = epochs if table["until"] is None else min(epochs, whole_epochs(table["until"], epochs))
-    return Phase(name, start, stop, edit)
+    return Phase(name, start, stop, edit, sound=sound)
 
 
-def _interval(problems: Any, path: Dotted, table: dict[str, Any], empty: bool) -> bool:
-    before = len(problems)
+def _interval(problems: Any, path: Dotted, table: dict[str, Any], empty: bool) -> None:
     if table["add"]:
         if table["epochs"] is None:
             problems.add(path, f"phase '{path[1]}' is added, but not how long it is", fix='add epochs = 25, or epochs = "25/200"')
@@ -81,27 +81,29 @@ def _interval(problems: Any, path: Dotted, table: dict[str, Any], empty: bool) -
             problems.add((*path, "until"), f"from = {quote(start)}, until = {quote(stop)}", why="the phase ends before it starts")
     if empty:
         problems.add(path, f"phase '{path[1]}' changes nothing", fix="give it use, or set, drop, put")
-    return len(problems) == before
 
 
-def _edit(reader: Reader, name: str, given: dict[str, Any], path: Dotted, primitive: Primitive | None, options: dict[str, Any] | None) -> Edit | None:
+def _edit(reader: Reader, name: str, given: dict[str, Any], path: Dotted, primitive: Primitive | None, options: dict[str, Any]) -> Edit:
+    """What it changes, without what it may not change."""
     where = reader.problems.origins.where
     errors: list[ComposerError] = []
     label = f"{show(path)} (use {primitive.name})" if primitive else show(path)
     own = {key: given[key] for key in OWN[1:] if key in given}
     edit = read_edit(label, own, f"{where(path)}  {show(path)}", lambda p: f"{where((*path, *p))}  {show(path)}", errors)
-    if primitive and options is not None:
+    if primitive and not reader.uses.guessed(path):
         facts = {"terms": tuple(reader.table("terms")), "inner": tuple(reader.table("inner"))}
         needs = [n.name for n in primitive.needs]
         strange = [n for n in needs if n not in facts]
         if strange:
             reader.problems.add((*path, "use"), f"phase '{primitive.name}' asks for '{strange[0]}'", why="a phase may ask for terms and inner")
-            return None
-        place = f"{where((*path, 'use'))}  {show(path)}"
-        edit = edit.over(read_edit(label, primitive.fn(*(facts[n] for n in needs), **options), place, lambda _: place, errors))
+        else:
+            place = f"{where((*path, 'use'))}  {show(path)}"
+            edit = edit.over(read_edit(label, primitive.fn(*(facts[n] for n in needs), **options), place, lambda _: place, errors))
     for changed, place in edit.paths().items():
         if changed[0] in WHOLE_RUN or changed == ("train", "epochs"):
             errors.append(ComposerError(show(changed), where=place, why="a phase cannot change it: it holds for the whole run"))
+            for part in (edit.set, edit.drop, edit.put):
+                part.pop(changed, None)  # type: ignore[attr-defined]
     for error in errors:
         reader.problems.found.setdefault(((*path, error.what), error.where), error)
-    return None if errors else edit
+    return edit

@@ -15,6 +15,7 @@ from composer.recipe.layers import Stack
 from composer.recipe.merge import Origins
 from composer.recipe.paths import Dotted, inside, show
 from composer.recipe.phases import Phase, read_phases
+from composer.recipe.problems import Unread
 from composer.recipe.schema import Reader
 from composer.recipe.types import Evaluate, Method, ModelSpec, OptimSpec, Segment, Select, Threat, Trace, Train, Use
 
@@ -54,6 +55,8 @@ class Recipe:
     stack: Stack
     off: tuple[str, ...] = ()                       # toggles that are off
     edits: tuple[Edit, ...] = ()                    # further edits, in order
+    unread: Unread = field(default_factory=Unread)  # what mistakes left out, while they are being collected; else nothing
+    wrong: tuple[ComposerError, ...] = ()           # those mistakes
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -62,7 +65,7 @@ class Recipe:
         return self.history.said
 
     def where(self, path: str | Dotted) -> str:
-        """file:line of what stands at the path, or of the nearest table around it."""
+        """file:line of what stands at the path, or of the nearest table around it. An item of a list is named by its number."""
         from composer.recipe.paths import split
 
         return self.history.where(split(path) if isinstance(path, str) else path)
@@ -82,12 +85,19 @@ class Recipe:
 
     def _again(self, off: tuple[str, ...], edits: tuple[Edit, ...]) -> Recipe:
         recipe, errors = realise(self.stack, off, edits)
-        if recipe is None or errors:
+        if errors:
             raise Errors(errors)
         return recipe
 
     def segments(self) -> tuple[Segment, ...]:
         """The stretches of epochs with one plan each, in order. Errors: phases that contradict each other or do not check."""
+        found, errors = self.stretches()
+        if errors:
+            raise Errors(errors)
+        return found
+
+    def stretches(self) -> tuple[tuple[Segment, ...], list[ComposerError]]:
+        """As segments, with everything that is wrong with the phases given back."""
         if "segments" not in self._cache:
             from composer.recipe.segments import segments
 
@@ -131,23 +141,24 @@ def toggle_place(stack: Stack, name: str, path: Dotted) -> str:
     return f"{stack.origins.where(('toggle', name, *path))}  toggle.{name}"
 
 
-def realise(stack: Stack, off: tuple[str, ...] = (), edits: tuple[Edit, ...] = ()) -> tuple[Recipe | None, list[ComposerError]]:
-    """The stack with toggles off and edits applied, checked: a Recipe, or what is wrong."""
+def realise(stack: Stack, off: tuple[str, ...] = (), edits: tuple[Edit, ...] = ()) -> tuple[Recipe, list[ComposerError]]:
+    """The stack with toggles off and edits applied, and everything that is wrong with it; sound only where nothing is."""
     errors: list[ComposerError] = []
     tables, origins = copy.deepcopy(stack.tables), stack.origins.copy()
-    try:
-        toggles = [toggle_edit(stack, name, errors) for name in off]
-    except ComposerError as error:
-        return None, [error]
+    toggles = []
+    for name in off:
+        try:
+            toggles.append(toggle_edit(stack, name, errors))
+        except ComposerError as error:
+            errors.append(error)
     for edit in (*toggles, *edits):
         errors += _commanded(stack, edit)
-    editor = Editor(tables, stack.tables, origins, known, errors, stack.start_evaluate)
+    editor = Editor(tables, stack.tables, origins, known, errors, stack.start_evaluate, lost=stack.lost)
     editor.apply(toggles)
     for edit in edits:
         editor.apply([edit])
     recipe, found = build(stack, tables, origins, off, edits, whole=True)
-    errors += found
-    return (None if errors else recipe), errors
+    return recipe, errors + found
 
 
 def _commanded(stack: Stack, edit: Edit) -> list[ComposerError]:
@@ -160,17 +171,16 @@ def _commanded(stack: Stack, edit: Edit) -> list[ComposerError]:
 
 
 def build(stack: Stack, tables: dict[str, Any], origins: Origins, off: tuple[str, ...] = (),
-          edits: tuple[Edit, ...] = (), *, whole: bool = False) -> tuple[Recipe | None, list[ComposerError]]:
-    """Tables to a Recipe. `whole`: a whole run, not one phase of it."""
+          edits: tuple[Edit, ...] = (), *, whole: bool = False) -> tuple[Recipe, list[ComposerError]]:
+    """Tables to a Recipe, and what is wrong with them. `whole`: a whole run, not one phase of it."""
     protocols = stack.protocols.table if stack.protocols else {}
-    reader = Reader(tables, origins, protocols=protocols, base=stack.tables, commanded=stack.commanded).read()
+    reader = Reader(tables, origins, protocols=protocols, base=stack.tables, commanded=stack.commanded, lost=stack.lost).read()
     phases = read_phases(reader)
     if whole:
-        reader.judged()
+        reader.judged(stack.own and not (off or edits) and not any(path[0] == "evaluate" for path in stack.commanded))
+    about, paper = (tables[key] if isinstance(tables.get(key), str) else "" for key in ("about", "paper"))
     errors = list(reader.problems.found.values())
-    pieces = reader.pieces
-    if errors or any(pieces.get(k) is None for k in ("threat", "train", "data", "model", "optim", "method", "select", "trace", "evaluate")):
-        return None, errors
-    return Recipe(name=stack.name, about=tables.get("about", ""), paper=tables.get("paper", ""), setting=stack.setting, phases=phases,
-                  toggle=tables.get("toggle", {}), version=tables.get("version"), tables=tables, full=reader.full, history=origins, stack=stack,
-                  off=off, edits=edits, **pieces), errors
+    made = Recipe(name=stack.name, about=about, paper=paper, setting=stack.setting, phases=phases, toggle=reader.table("toggle"),
+                  version=tables.get("version"), tables=tables, full=reader.full, history=origins, stack=stack, off=off, edits=edits,
+                  unread=reader.problems.unread, wrong=tuple(errors), **reader.pieces)
+    return made, errors

@@ -6,8 +6,9 @@ from collections.abc import Collection
 from typing import Any
 
 from composer.recipe.edit import near
-from composer.recipe.keys import known
-from composer.recipe.paths import MISSING, Dotted, get, inside, split
+from composer.recipe.keys import in_no_table, known
+from composer.recipe.layers import past
+from composer.recipe.paths import MISSING, Dotted, get, split, touched
 from composer.recipe.problems import Problems
 from composer.recipe.write import quote
 from composer.registry import Registry
@@ -20,7 +21,7 @@ def check_search(table: dict[str, Any], tables: dict[str, Any], problems: Proble
                  spared: Collection[Dotted] = ()) -> dict[str, dict[str, Any]]:
     """Path -> the space of one value, as written. Problems: paths that are not there, ranges that are none.
 
-    spared   paths the command line wrote: what it dropped is no typing error
+    spared   paths the command line wrote: what it dropped or swapped is no typing error
     """
     found = {}
     for text, space in table.items():
@@ -34,14 +35,21 @@ def check_search(table: dict[str, Any], tables: dict[str, Any], problems: Proble
         except ValueError as error:
             problems.add(here, str(error))
             continue
-        if get(tables, path) is MISSING and not known(tables, path, registry) and not any(inside(path, s) for s in spared):
+        there = get(tables, path) is not MISSING or known(tables, path, registry)
+        if not (there or in_no_table(tables, path) or problems.unread.lost or touched(path, spared) or _was_there(problems, path, registry)):
             problems.add(here, f'"{text}"', why="there is no such path in the recipe", fix=near(tables, path))
         why = _wrong(space)
         if why:
             problems.add(here, f'"{text}" = {quote(space)}', why=why, fix=FIX)
-        else:
+        elif there:
             found[text] = dict(space)
     return found
+
+
+def _was_there(problems: Problems, path: Dotted, registry: Registry) -> bool:
+    """An earlier layer had it, and another one dropped or swapped it: there is nothing to draw, and nothing wrong."""
+    before = past(problems.origins)
+    return get(before, path) is not MISSING or known(before, path, registry)
 
 
 def _wrong(space: Any) -> str:

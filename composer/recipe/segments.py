@@ -7,26 +7,30 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from composer.errors import ComposerError, Errors
+from composer.errors import ComposerError
 from composer.options import whole_epochs
 from composer.recipe import merge as layer
 from composer.recipe.edit import Edit, Editor
 from composer.recipe.keys import known
+from composer.recipe.layers import past
 from composer.recipe.merge import Origins
-from composer.recipe.paths import Dotted
+from composer.recipe.paths import Dotted, show
 from composer.recipe.phases import Phase
+from composer.recipe.problems import told_at
 from composer.recipe.types import Segment
 
+LAYERS = ("phase", "toggle", "search")       # a stretch has none
 
-def segments(recipe: Any) -> tuple[Segment, ...]:
+
+def segments(recipe: Any) -> tuple[tuple[Segment, ...], list[ComposerError]]:
     """Stretches in order, 1-based, inclusive, counted over added phases too; neighbours that mean the same are one.
 
     An added phase with `then = "fresh"` has a clock of its own: schedules run in it as at the run's start, and start again after it.
-    Without, the schedules run once over all epochs. Errors: Errors with every phase that does not check or contradicts another.
+    Without, the schedules run once over all epochs. The errors: every phase that does not check or contradicts another, each once.
     """
     epochs, begins = recipe.train.epochs, _begins(recipe)
-    added = [p for p in recipe.phases if p.add]
-    normal = [p for p in recipe.phases if not p.add and p.start < p.stop]
+    added = [p for p in recipe.phases if p.add and p.sound]
+    normal = [p for p in recipe.phases if not p.add and p.sound and p.start < p.stop]
     errors: list[ComposerError] = []
     found: list[Segment] = []
     made: dict[Any, Any] = {}
@@ -51,11 +55,11 @@ def segments(recipe: Any) -> tuple[Segment, ...]:
         gone = [path for path, begin in begins if begin > first]
         names = tuple(p.name for p in active)
         found.append(Segment(before + first + 1, before + last, stretch(active, gone), names, clock, length))
+    for phase in recipe.phases:
+        if not phase.sound:
+            stretch([phase], [])                               # what it changes is checked, and is no stretch
     found = _fresh_after(found, added)
-    if errors:
-        unique = {error.text(): error for error in errors}
-        raise Errors(unique.values())
-    return tuple(_joined(found))
+    return tuple(_joined(found)), list({error.text(): error for error in errors}.values())
 
 
 def _fresh_after(found: list[Segment], added: list[Phase]) -> list[Segment]:
@@ -78,7 +82,7 @@ def _begin_keys(tables: dict[str, Any]) -> list[tuple[Dotted, Any]]:
     found: list[tuple[Dotted, Any]] = []
 
     def search(table: dict[str, Any], path: Dotted) -> None:
-        for key, value in table.items():
+        for key, value in table.items() if isinstance(table, dict) else ():
             if isinstance(value, dict):
                 search(value, (*path, key))
             elif key == "begin":
@@ -93,20 +97,26 @@ def _apply(recipe: Any, active: list[Phase], gone: list[Dotted], errors: list[Co
     """The recipe of one stretch: phases' edits and late components' absence, all at once."""
     from composer.recipe.recipe import build
 
+    if not (active or gone or "phase" in recipe.tables or _begin_keys(recipe.tables)):
+        tables = {key: value for key, value in recipe.tables.items() if key not in LAYERS}
+        return replace(recipe, tables=tables, toggle={}, search={}, _cache={})
     tables, origins = copy.deepcopy(recipe.tables), recipe.history.copy()
-    base = copy.deepcopy(recipe.stack.tables)
+    base = past(recipe.stack.origins)                      # with what the command line has dropped or swapped: edits of it are void
     layer.merge(base, recipe.tables, Origins(), lambda _: "")
     late = Edit("begin", "", drop={path: recipe.where((*path, "begin")) for path in gone})
-    Editor(tables, base, origins, known, errors, recipe.stack.start_evaluate).apply([late, *(p.edit for p in active)])
-    tables.pop("phase", None)
-    tables.pop("toggle", None)
-    tables.pop("search", None)
+    Editor(tables, base, origins, known, errors, recipe.stack.start_evaluate, lost=recipe.stack.lost).apply([late, *(p.edit for p in active)])
+    for name in LAYERS:
+        tables.pop(name, None)
     for path, _ in _begin_keys(tables):
         holder = tables
         for key in path[:-1]:
             holder = holder[key]
         del holder["begin"]
     made, found = build(recipe.stack, tables, origins, recipe.off, recipe.edits)
+    told = {(e.where, e.what) for e in recipe.wrong}
+    if active:
+        label = f"{recipe.where(('phase', active[-1].name))}  {show(('phase', active[-1].name))}"
+        found = [e if (e.where, e.what) in told else told_at(e, label) for e in found]
     errors += found
     return made
 

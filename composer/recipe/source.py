@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ def label(path: Path) -> str:
         return str(full.relative_to(Path.cwd()))
     except ValueError:
         return str(full)
+
+
+def short(origin: str) -> str:
+    """A primitive's file:line as a user would type it."""
+    file, _, line = origin.rpartition(":")
+    return f"{label(Path(file))}:{line}" if file else origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +78,12 @@ def read(path: Path) -> Doc:
         raise ComposerError("the file is not UTF-8 text", where=f"{label(path)}:1", why=str(error), fix="save it as UTF-8") from None
     except OSError as error:
         raise ComposerError(f"the file cannot be read: {error.strerror or error}", where=label(path)) from None
+    return _parsed(text, path, os.getcwd())
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str, path: Path, folder: str) -> Doc:
+    """A file is parsed once as long as it does not change: a recipe is read on every setting that it names."""
     return parse(text, path)
 
 

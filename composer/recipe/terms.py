@@ -8,7 +8,7 @@ from typing import Any
 
 from composer.errors import suggest
 from composer.recipe import fixed
-from composer.recipe.paths import Dotted
+from composer.recipe.paths import Dotted, show
 from composer.recipe.types import MeasureSpec, Term, Use
 from composer.recipe.uses import Components, fixed_table, rebindable
 from composer.recipe.write import quote
@@ -22,13 +22,15 @@ Build = Callable[[str, dict[str, Any], Dotted], Any]
 
 
 def each(uses: Components, table: Any, path: Dotted, build: Build, pattern: re.Pattern[str]) -> tuple[Any, ...]:
-    """A table of components by id, in order of declaration; wrong ones are told and left out."""
+    """A table of components by id, in order of declaration; those that cannot be read are told and left out."""
     found = []
     for key, value in table.items() if isinstance(table, dict) else ():
         here = (*path, key)
         if not isinstance(value, dict):
             uses.problems.add(here, f"{key} = {quote(value)}", why="a table is needed", fix=f"write {key} = {{}}, or {key} = {{ option = value }}")
-        elif not pattern.fullmatch(key):
+            uses.problems.unread.pieces.add(here)
+            continue
+        if not pattern.fullmatch(key):
             why = "names are letters, digits and _, and no digit first" if pattern is NAME else "names are letters, digits, _ and -"
             uses.problems.add(here, f"'{key}' cannot be a name here", why=why)
         else:
@@ -44,18 +46,18 @@ def keep_use(uses: Components, path: Dotted, primitive: Primitive, options: dict
 
 
 def piece(uses: Components, kind: str, id: str, given: dict[str, Any], path: Dotted) -> Any:
-    """One component as a Use (a loss as a Term); None where something is wrong."""
-    primitive = uses.primitive((kind,), given.get("use", id), path)
-    if primitive is None:
-        return None
+    """One component as a Use (a loss as a Term); None where nobody knows what it uses."""
     own = fixed.names(TABLES[kind]) if kind in TABLES else []
-    rebind, failed = rebinds(uses, primitive, given, path)
-    rest = {k: v for k, v in given.items() if k != "use" and k not in own and k not in rebind}
-    options = uses.options(primitive, rest, path, (*own, "use"))
+    primitive = uses.primitive((kind,), given.get("use", id), path, _why_no_use(uses, given, path))
     table = fixed_table(uses, TABLES[kind], {k: v for k, v in given.items() if k in own}, path) if own else {}
-    if options is None or table is None or failed:
-        return None
     point(uses, table.get("at"), path)
+    weighed = gain(uses, given.get("gain"), (*path, "gain")) if kind == "loss" else None
+    if primitive is None:
+        uses.problems.unread.names += [((*path, "gain"), weighed)] if isinstance(weighed, str) else []
+        return None
+    rebind = rebinds(uses, primitive, given, path)
+    rest = {k: v for k, v in given.items() if k != "use" and k not in own and k not in rebindable_names(primitive)}
+    options = uses.options(primitive, rest, path, (*own, "use"))
     keep_use(uses, path, primitive, options)
     for key, value in {**rebind, **{k: v for k, v in table.items() if k != "gain"}}.items():
         uses.keep((*path, key), value)
@@ -63,19 +65,29 @@ def piece(uses: Components, kind: str, id: str, given: dict[str, Any], path: Dot
                               "at": table.get("at"), "bn": table.get("bn"), "normalise": table.get("normalise", False)}
     if kind != "loss":
         return Use(**shared)
-    return Term(**shared, weight=table["weight"], gain=gain(uses, given.get("gain"), (*path, "gain")),
-                detach=detach(uses, table["detach"], primitive, path))
+    return Term(**shared, weight=table["weight"], gain=weighed, detach=detach(uses, table["detach"], primitive, path))
 
 
-def rebinds(uses: Components, primitive: Primitive, given: dict[str, Any], path: Dotted) -> tuple[dict[str, Any], bool]:
-    """Needs that are given another tensor; whether one of them is no name."""
-    needs = [n for n in rebindable(primitive) if primitive.option(n) is None]
-    found = {key: value for key, value in given.items() if key in needs}
-    wrong = {key: value for key, value in found.items() if not isinstance(value, str) or not NAME.fullmatch(value)}
-    for need, value in wrong.items():
-        uses.problems.add((*path, need), f"{need} = {quote(value)}", why=f"'{need}' is a need: it is given a tensor by name",
-                          fix=f'write {need} = "adv_logits", or another name of a tensor')
-    return found, bool(wrong)
+def _why_no_use(uses: Components, given: dict[str, Any], path: Dotted) -> str:
+    return "" if "use" in given or len(path) < 2 else f"the table {show(path)} has no use, so its own name is taken for one"
+
+
+def rebindable_names(primitive: Primitive) -> list[str]:
+    """Needs that are no options as well."""
+    return [n for n in rebindable(primitive) if primitive.option(n) is None]
+
+
+def rebinds(uses: Components, primitive: Primitive, given: dict[str, Any], path: Dotted) -> dict[str, Any]:
+    """Needs that are given another tensor; one that is no name is told and left out."""
+    found = {}
+    for need in rebindable_names(primitive):
+        value = given.get(need)
+        if need in given and (not isinstance(value, str) or not NAME.fullmatch(value)):
+            uses.problems.add((*path, need), f"{need} = {quote(value)}", why=f"'{need}' is a need: it is given a tensor by name",
+                              fix=f'write {need} = "adv_logits", or another name of a tensor')
+        elif need in given:
+            found[need] = value
+    return found
 
 
 def point(uses: Components, at: str | None, path: Dotted) -> None:
@@ -92,6 +104,7 @@ def gain(uses: Components, given: Any, path: Dotted) -> Use | str | None:
     if isinstance(given, str) and not uses.registry.has("gain", given):
         if not NAME.fullmatch(given):
             uses.problems.add(path, f"gain = {quote(given)}", why="a gain, or the name of an [N] tensor, is needed")
+            return None
         uses.keep(path, given)
         return given
     table = {"use": given} if isinstance(given, str) else given
@@ -104,10 +117,10 @@ def gain(uses: Components, given: Any, path: Dotted) -> Use | str | None:
 
 def detach(uses: Components, names: tuple[str, ...], primitive: Primitive, path: Dotted) -> tuple[str, ...]:
     known = [*rebindable(primitive), "gain"]
-    for name in names:
-        if name not in known:
+    for number, name in enumerate(names):
+        if name not in known and not uses.guessed(path):
             uses.problems.add((*path, "detach"), f"detach names '{name}'", why=f"loss '{primitive.name}' has no such need",
-                              fix=suggest(name, known, "needs"))
+                              fix=suggest(name, known, "needs"), item=number)
     return tuple(names)
 
 
@@ -126,13 +139,11 @@ def measures(uses: Components, name: str, table: dict[str, Any]) -> tuple[Measur
 
 
 def measure(uses: Components, name: str, given: dict[str, Any], path: Dotted) -> MeasureSpec | None:
-    primitive = uses.primitive(("measure",), given.get("use", name), path)
+    primitive = uses.primitive(("measure",), given.get("use", name), path, _why_no_use(uses, given, path))
+    table = fixed_table(uses, "measure", {k: v for k, v in given.items() if k == "n"}, path)
     if primitive is None:
         return None
     options = uses.options(primitive, {k: v for k, v in given.items() if k not in ("use", "n")}, path, ("n", "use"))
-    table = fixed_table(uses, "measure", {k: v for k, v in given.items() if k == "n"}, path)
-    if options is None or table is None:
-        return None
     keep_use(uses, path, primitive, options)
     uses.keep((*path, "n"), table["n"])
     return MeasureSpec(name, primitive.name, options, table["n"])

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from composer.errors import ComposerError, suggest
 from composer.options import plain
+from composer.recipe import paths as dotted      # a bare `show` would be hidden by the module of this room
 from composer.recipe.load import catalogue, examine, load
-from composer.recipe.paths import MISSING, Dotted, get, leaves, show
+from composer.recipe.paths import MISSING, Dotted, get, leaves
 from composer.recipe.recipe import Recipe
 from composer.registry import KINDS, REGISTRY, Primitive
-
-Further = Callable[[Recipe], None]       # raises ComposerError for what only a plan can see
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ def error_dict(error: ComposerError) -> dict[str, str]:
 
 
 def check(recipes: Iterable[str | Path], *, setting: str | None = None, sets: Sequence[str] = (), drops: Sequence[str] = (),
-          root: Path | None = None, further: Further | None = None) -> list[Checked]:
-    """Every recipe with everything that is wrong with it. `further` looks at a recipe that reads well, as the plan's compiler does."""
+          root: Path | None = None, plans: bool = True) -> list[Checked]:
+    """Every recipe with everything that is wrong with it. `plans`: also what only a compiled plan shows."""
+    if plans:
+        from composer.verbs.checking import look
     found = []
     for each in recipes:
-        recipe, errors = examine(each, setting=setting, sets=sets, drops=drops, root=root)
-        if recipe is not None and further is not None:
-            errors = _further(recipe, further)
-        if recipe is None or errors:
+        recipe, errors = examine(each, setting=setting, sets=sets, drops=drops, root=root, look=look if plans else None)
+        if recipe is None:
             found.append(Checked(str(each), setting or "", errors=tuple(errors)))
             continue
         stretches = tuple({"first": s.first, "last": s.last, "phases": list(s.phases)} for s in recipe.segments())
@@ -56,34 +55,10 @@ def check(recipes: Iterable[str | Path], *, setting: str | None = None, sets: Se
     return found
 
 
-def compiles(recipe: Recipe) -> None:
-    """The plan of every stretch of epochs, without torch. Errors: ComposerError for what no view, part or inner makes."""
-    from composer.plan.whole import plans_of
-
-    plans_of(recipe)
-
-
 def shipped_recipes() -> list[str]:
     from composer.recipe.find import recipe_names, shipped
 
     return recipe_names(shipped())
-
-
-def _further(recipe: Recipe, further: Further) -> list[ComposerError]:
-    """The recipe, and the recipe with each toggle off: dropping a part whose view is needed shows in the plan alone."""
-    errors: list[ComposerError] = []
-    try:
-        further(recipe)
-    except ComposerError as error:
-        return error.all
-    for name in recipe.toggle:
-        try:
-            further(recipe.without(name))
-        except ComposerError as error:
-            place = f"{recipe.where(('toggle', name))}  toggle.{name}"
-            errors += [ComposerError(e.what, where=place, why="\n".join(filter(None, [e.where and f"seen at {e.where}", e.why])), fix=e.fix)
-                       for e in error.all]
-    return errors
 
 
 def diff(a: str | Path | Recipe, b: str | Path | Recipe, **options: Any) -> list[dict[str, Any]]:
@@ -99,7 +74,7 @@ def diff(a: str | Path | Recipe, b: str | Path | Recipe, **options: Any) -> list
         values = [get(table, path) for table in tables]
         if values[0] == values[1]:
             continue
-        row: dict[str, Any] = {"path": show(path)}
+        row: dict[str, Any] = {"path": dotted.show(path)}
         for key, value, recipe in zip("ab", values, (left, right), strict=True):
             if value is not MISSING:
                 row |= {key: value, f"where_{key}": _told(recipe, path)}
@@ -142,7 +117,7 @@ def describe(p: Primitive) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a recipe, for editors; with the primitives that are loaded now."""
+    """JSON Schema (draft 7) of a recipe, for editors; with the primitives that are loaded now."""
     from composer.recipe.jsonschema import json_schema
 
     catalogue()

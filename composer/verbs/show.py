@@ -26,7 +26,7 @@ def plans_dict(recipe: Any) -> dict[str, Any]:
 
 
 def cost_dict(cost: Cost) -> dict[str, int]:
-    return {"forward": cost.forward, "dgrad": cost.dgrad, "wgrad": cost.wgrad, "double": cost.double, "units": cost.units}
+    return {"forward": cost.forward, "dgrad": cost.dgrad, "wgrad": cost.wgrad, "double": cost.double, "units": cost.units, "units_a_class": sum(cost.each[:3])}
 
 
 def primitive_text(name: str) -> str | None:

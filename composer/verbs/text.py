@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,23 +26,44 @@ def checked_text(found: Iterable[Checked]) -> str:
     return "\n".join(lines)
 
 
-def diff_text(rows: list[dict[str, Any]]) -> str:
+def diff_text(rows: list[dict[str, Any]], names: tuple[str, str] = ("a", "b")) -> str:
+    """A block a path: what each side says, and the line that says it."""
     if not rows:
         return "no difference"
+    wide = max(map(len, names))
     lines = []
     for row in rows:
         lines.append(row["path"])
-        lines += [f"  {key}: {quote(row[key])}  {row[f'where_{key}']}" if key in row else f"  {key}: -" for key in ("a", "b")]
+        for key, name in zip("ab", names, strict=True):
+            said = fit(quote(_spare(row[key])), row[f"where_{key}"], indent=wide + 4) if key in row else ["not there"]
+            lines += [f"  {name if number == 0 else '':<{wide}}  {line}" for number, line in enumerate(said)]
     return "\n".join(lines)
+
+
+def _spare(value: Any) -> Any:
+    """A table as one would write it: its use first, no empty lists."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _spare(value[key]) for key in sorted(value, key=lambda key: key != "use") if value[key] != []}
 
 
 def why_text(rows: list[dict[str, Any]]) -> str:
     """`composer show --why PATH`: the line that won, and what it won over."""
     lines = []
     for row in rows:
-        mark = "->" if row["wins"] else "  "
-        lines.append(f"{mark} {row['path']} = {'(removed)' if row['removed'] else quote(row['value'])}  {row['where']}")
+        first, *rest = fit(f"{row['path']} = {'(removed)' if row['removed'] else quote(row['value'])}", row["where"], indent=3)
+        lines += [f"{'->' if row['wins'] else '  '} {first}", *(f"   {line}" for line in rest)]
     return "\n".join(lines)
+
+
+def fit(text: str, where: str, indent: int) -> list[str]:
+    """A value and its place in one line where the screen is wide enough, else below each other, the value broken at spaces."""
+    width = shutil.get_terminal_size((120, 24)).columns - indent
+    if len(text) + 2 + len(where) <= width:
+        return [f"{text}  {where}"]
+    whole = text.replace(" }", "\0}").replace(" = ", "\0=\0")      # no brace alone on a line, no key without its value
+    rows = textwrap.wrap(whole, max(width, 40), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [*(row.replace("\0", " ") for row in rows), f"  {where}"]
 
 
 def list_text(rows: list[dict[str, Any]], cards: bool = False) -> str:
@@ -50,7 +73,7 @@ def list_text(rows: list[dict[str, Any]], cards: bool = False) -> str:
     for row in rows:
         if row["kind"] != kind and not cards:
             kind = row["kind"]
-            lines += ["" if not lines else "", kind]
+            lines += ["", kind]
         if cards:
             lines += [*([""] if lines else []), *card_lines(row)]
         else:

@@ -130,3 +130,20 @@ def test_flops_of_the_timed_networks():
     by_hand = 2 * (64 * 9 * 32 + 16 * 9 * 32 * 32 + 16 * 9 * 32 * 64 + 4 * 9 * 64 * 64 + 256 * 200 + 200 * 10)
     assert flops(net("cnn8"), SHAPES["cnn8"]) == by_hand
     assert flops(net("resnet18"), SHAPES["resnet18"]) == pytest.approx(1.1108e9, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "linear"])
+def test_joined_batches_count_as_many(kind):
+    """Two batches in one forward are one pass, or two batches' worth of passes."""
+    model = net("cnn8") if kind == "convolutional" else mlp(64, 12, 10)
+    x, y = batch("cnn8", 4)
+
+    def step():
+        model(x)
+        F.cross_entropy(model(torch.cat([x, x])), torch.cat([y, y])).backward()
+
+    writes = 2 if kind == "convolutional" else 0
+    assert count(model, step) == Passes(2, 1, 1, writes)
+    assert count(model, step, batch=4) == Passes(3, 2, 2, writes)
+    with pytest.raises(ComposerError, match="in batches of 5"):
+        count(model, step, batch=5)

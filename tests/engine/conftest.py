@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+HERE = Path(__file__).parent
 SETTING = """
 [data]
 use   = "npz"
@@ -111,25 +115,90 @@ def record_fixture():
     return record
 
 
+class Away:
+    """A command running in another process: wait for what it writes, signal it, read what it said."""
+
+    def __init__(self, server, folder: Path, out: Path, arguments: list[str], **job):
+        self.out, self.stdout_path, self.stderr_path = Path(out), folder / f"{time.monotonic_ns()}.out", folder / f"{time.monotonic_ns()}.err"
+        job = {"arguments": arguments, "output": str(self.stdout_path), "errors": str(self.stderr_path), "environment": {}, "file_limit": None,
+               "track": False, "absent": [], "path": [], "tell": False} | job
+        self.process = server.Process(target=runpy.run_path, args=(str(HERE / "away.py"),), kwargs={"init_globals": {"JOB": job}, "run_name": "__main__"})
+        self.process.start()
+
+    def until(self, holds, seconds: float = 60.0) -> None:
+        """Wait until holds() or the process ends."""
+        limit = time.monotonic() + seconds
+        while not holds() and self.process.is_alive():
+            assert time.monotonic() < limit, f"waited in vain; stderr: {self.stderr}"
+            time.sleep(0.005)
+
+    def until_epoch(self, epochs: int) -> None:
+        """Wait until so many epochs were recorded in the store, over all nodes."""
+        self.until(lambda: sum(len(f.read_text().splitlines()) for f in self.out.glob("nodes/*/metrics.jsonl")) >= epochs)
+
+    def send(self, number: int) -> None:
+        if self.process.is_alive():
+            os.kill(self.process.pid, number)
+
+    def code(self) -> int:
+        """Its exit code; the negative number of the signal it died of."""
+        self.process.join(60)
+        assert not self.process.is_alive(), f"it hangs; stderr: {self.stderr}"
+        return self.process.exitcode
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_path.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_path.read_text()
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Forks processes that have torch and composer imported, and have used neither."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["composer.cli", "composer.engine.run", "composer.evaluate.protocol", "composer.report.plots", "sklearn.datasets", "torch._dynamo"])
+    return context
+
+
+@pytest.fixture
+def away(server, tiny, tmp_path):
+    """away("at", out, "--quiet", "train.epochs=40", …): `composer run` in another process; words with "=" are --set, unless they are flags."""
+    started = []
+
+    def call(recipe, out, *words, **job):
+        flags = [w for w in words if w.startswith("--")]
+        sets = [f"--set={w}" for w in words if not w.startswith("--")]
+        started.append(Away(server, tmp_path, out, ["run", recipe, "--setting", tiny, "--out", str(out), "--device", "cpu", *flags, *sets], **job))
+        return started[-1]
+
+    yield call
+    for each in started:
+        each.process.kill()
+        each.process.join()
+
+
 @pytest.fixture
 def cli(tiny):
-    """cli("run", "at", "--out", …) in a process of its own, on the bench; `start=True` hands the running process out."""
+    """cli("run", "at", "--out", …) on the bench, by a fresh interpreter with everything at its default."""
 
-    def call(*arguments, start=False, env=None, setting=True, python=()):
-        command = [sys.executable, *python, "-m", "composer", *map(str, arguments), *(("--setting", tiny) if setting else ())]
-        surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "", **(env or {})}
-        surroundings = {k: v for k, v in surroundings.items() if v != ""}
-        if start:
-            return subprocess.Popen(command, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        return subprocess.run(command, check=False, env=surroundings, capture_output=True, text=True, timeout=120)
+    def call(*arguments, env=None):
+        command = [sys.executable, "-m", "composer.cli", *map(str, arguments), "--setting", tiny]
+        return subprocess.run(command, check=False, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=120)
 
     return call
 
 
 @pytest.fixture(autouse=True)
-def numerics_left_alone():
-    """A run sets torch's global switches; each test finds them as they were."""
+def surroundings(monkeypatch):
+    """A run sets torch's global switches: each test finds them as they were. Nobody looks at the pictures of these runs."""
     import torch
+
+    from composer.report import plots
+
+    monkeypatch.setattr(plots, "curves", lambda *_, **__: None)
 
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield

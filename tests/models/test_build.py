@@ -231,5 +231,5 @@ assert load("digits", {}, ".").shape == (1, 8, 8)
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "data cifar10 cifar100 digits fashion_mnist folder mnist npz svhn tinyimagenet", "augment crop cutout flip smooth",
+        "data cifar10 cifar100 digits fashion_mnist folder mnist npz svhn tinyimagenet", "augment crop cutmix cutout flip mixup smooth",
         "model cnn4 mlp preact_resnet18 resnet18 small_cnn timm torchvision vgg16_bn wrn", "head linear"]

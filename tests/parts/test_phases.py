@@ -5,7 +5,7 @@ from composer.phases import burn_in, half_radius
 
 def test_burn_in_leaves_nothing_but_clean_cross_entropy():
     assert burn_in(("boosted_ce", "kl"), ("x_adv", "weights")) == {
-        "set": {}, "drop": ["terms.boosted_ce", "terms.kl", "inner.x_adv", "inner.weights"],
+        "set": {"outer.updates": ["x"], "outer.after": []}, "drop": ["terms.boosted_ce", "terms.kl", "inner.x_adv", "inner.weights"],
         "put": {"terms.clean_ce": {"use": "ce", "at": "clean"}}}
 
 

@@ -36,7 +36,8 @@ def test_golden(plans: dict[str, str], name: str) -> None:
 
 
 UNITS = {"standard": 3, "at": 23, "at_rice": 24, "trades": 27, "mart": 26, "alp": 26, "mwpb_trades": 27, "at_ours": 26, "trades_ours": 26, "mart_ours": 26,
-         "lma_at": 26, "piat_nmse": 26, "paper_awp_trades": 33}
+         "lma_at": 26, "piat_nmse": 26, "awp_trades": 33, "awp_at": 27, "mwpb_at": 24, "mwpb_mart": 27, "mwpb_awp": 27, "st_at": 69, "fast_at": 5, "gairat": 23,
+         "fat": 23, "lbgat": 27}
 
 
 @pytest.mark.parametrize("name", sorted(UNITS))

@@ -112,3 +112,8 @@ def test_torch_stays_out_and_the_answer_is_quick(arguments):
         if times[-1] < 1.0:
             break
     assert min(times) < 2.0, times      # a second on an idle machine; the bound is wide because tests share the cores
+
+
+def test_diff_after_show(cli):
+    """`show` is a module of the same room, and a name the room once used for something else."""
+    assert cli("show", "at")[0] == 0 and cli("diff", "at", "trades")[0] == 0

@@ -23,9 +23,9 @@ def test_inert_keys_and_spelt_out_defaults_change_nothing(book):
         [outer]
         bn = "train"
         [expect]
-        clean = 84.0
+        clean = 0.84
         [analysis]
-        primary = "aa"
+        primary = "pgd-20"
     """)
     same, trades = book.load("same"), book.load("trades")
     assert same.canonical() == trades.canonical() and same.experiment_id == trades.experiment_id

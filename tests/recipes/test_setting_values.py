@@ -45,6 +45,7 @@ BENCHES: dict[str, tuple[Any, ...]] = {
     "cifar10-wrn-32-10": ("cifar10", "wrn", True, "linf", "8/255", "2/255", 10),
     "cifar100-wrn-32-10": ("cifar100", "wrn", True, "linf", "8/255", "2/255", 10),
     "cifar10-vgg16": ("cifar10", "vgg16_bn", False, "linf", "8/255", "2/255", 10),
+    "cifar10-wrn-28-10": ("cifar10", "wrn", True, "linf", "8/255", "2/255", 10),
     "cifar10-l2-resnet18": ("cifar10", "resnet18", True, "l2", "128/255", "15/255", 10),
 }
 
