@@ -8,16 +8,17 @@ from composer.registry import phase
 
 
 @phase
-def burn_in(terms: tuple[str, ...], inner: tuple[str, ...]) -> dict[str, Any]:
+def burn_in(terms: tuple[str, ...], inner: tuple[str, ...], soft: bool = False) -> dict[str, Any]:
     """Plain training on clean images: every term and inner maximum of the recipe is dropped, one clean cross entropy put instead.
 
-    Its one pass writes the running statistics once, however often the recipe's own passes over clean images do.
+    Its one pass writes the running statistics once, however often the recipe's own passes over clean images do. Under an augmentation that makes
+    soft labels (`soft`) it is their cross entropy.
 
     Formula: mean_i -log p_{y_i}(x_i)   [nats]
     Paper:   PIAT (the first 10 epochs); DyART, Xu et al., ICLR 2023 (10 epochs ahead of the run)
     """
     return {"set": {"outer.updates": ["x"], "outer.after": []}, "drop": [*(f"terms.{id}" for id in terms), *(f"inner.{id}" for id in inner)],
-            "put": {"terms.clean_ce": {"use": "ce", "at": "clean"}}}
+            "put": {"terms.clean_ce": {"use": "soft_ce" if soft else "ce", "at": "clean"}}}
 
 
 @phase

@@ -12,7 +12,7 @@ from composer._testing.values import options_of
 from composer.registry import RESERVED, TERMLIKE, Primitive
 
 CLOCK = ("epoch", "step", "progress", "epochs", "ratio")
-FACTS = {"terms": ("ce", "kl"), "inner": ("x_adv",)}
+FACTS = {"terms": ("ce", "kl"), "inner": ("x_adv",), "soft": False}
 
 
 def card(primitive: Primitive) -> None:

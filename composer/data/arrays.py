@@ -5,9 +5,8 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 import torch
 
 from composer.data._files import broken
@@ -15,6 +14,9 @@ from composer.data.sets import DataSet, Split, check_split, data_set
 from composer.errors import ComposerError
 from composer.registry import data
 from composer.shapes import Ge, Gt, Le, Lt
+
+if TYPE_CHECKING:
+    import numpy as np  # imported where it is used: reading the catalogue does without
 
 NAMES = {"x": ("x", "image", "images"), "y": ("y", "label", "labels")}     # as composer writes them, as files of generated images do
 OFF_GRID = 1e-3      # of one level: float32 rounding of k/255 stays far below
@@ -31,6 +33,8 @@ def find_file(root: Path, file: str, where: str) -> Path:
 
 def read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
     """The named arrays; never unpickles."""
+    import numpy as np
+
     found = path.stat().st_size
     try:
         with np.load(path, allow_pickle=False) as held:
@@ -49,6 +53,8 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
 
 def to_levels(x: np.ndarray, path: Path, *, scale: float, layout: str, quantise: bool) -> torch.Tensor:
     """uint8 [N,C,H,W] from uint8 levels or floats in [0,1], NHWC or NCHW."""
+    import numpy as np
+
     if x.ndim != 4:
         raise ComposerError(f"{path}: images of shape {list(x.shape)}", why="four dimensions are needed", fix="[N,H,W,C] or [N,C,H,W]")
     first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
@@ -73,6 +79,8 @@ def to_levels(x: np.ndarray, path: Path, *, scale: float, layout: str, quantise:
 
 
 def to_labels(y: np.ndarray, path: Path) -> torch.Tensor:
+    import numpy as np
+
     if y.dtype.kind not in "iu":
         raise ComposerError(f"{path}: labels are {y.dtype}", why="whole numbers from 0 are needed")
     return torch.from_numpy(y.astype(np.int64).reshape(-1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 
 from composer.data._files import downloading, first_broken, missing
@@ -22,6 +21,8 @@ SIZES = {"cifar-10-python.tar.gz": 170498071, "data_batch_1": 31035704, "data_ba
 
 
 def _part(cls: Any, root: Path, train: bool) -> Split:
+    import numpy as np
+
     loaded = cls(root, train=train)
     x = np.ascontiguousarray(loaded.data.transpose(0, 3, 1, 2))      # torchvision turned CHW into HWC; the bytes are CHW already
     return Split(torch.from_numpy(x), torch.tensor(loaded.targets, dtype=torch.int64))

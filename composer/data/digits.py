@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from composer.data.sets import DataSet, Split, data_set, shares, take_per_class
@@ -20,6 +19,7 @@ def digits(root: Path, download: bool) -> DataSet:
     Formula: pixel = level / 16, levels 0..16   [in [0,1]]
     Paper:   UCI ML Repository, Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998), as in sklearn.datasets.load_digits
     """
+    import numpy as np
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -6,9 +6,8 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import torch
 
 from composer.data._files import broken, downloading, missing
@@ -17,11 +16,15 @@ from composer.errors import ComposerError
 from composer.registry import data
 from composer.shapes import Gt
 
+if TYPE_CHECKING:
+    import numpy as np  # imported where it is used: reading the catalogue does without
+
 TINY = ("tiny-imagenet-200", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", 248100043)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 
 
 def _decode(path: Path, size: int, mode: str, fit: str) -> np.ndarray:
+    import numpy as np
     from PIL import Image, ImageOps
 
     try:
@@ -38,6 +41,8 @@ def _decode(path: Path, size: int, mode: str, fit: str) -> np.ndarray:
 
 def read_images(paths: Sequence[Path], labels: Sequence[int], size: int, channels: int, fit: str = "crop") -> Split:
     """Decode files into one tensor, several at a time."""
+    import numpy as np
+
     x = np.empty((len(paths), channels, size, size), np.uint8)
 
     def put(i: int) -> None:

@@ -6,9 +6,8 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import torch
 
 from composer.data._files import broken, downloading, missing
@@ -16,12 +15,17 @@ from composer.data.sets import DataSet, Split, data_set, first_per_class
 from composer.registry import data
 from composer.shapes import Gt
 
+if TYPE_CHECKING:
+    import numpy as np  # imported where it is used: reading the catalogue does without
+
 PREFIXES = {"train": "train", "test": "t10k"}
 GZIP = {"MNIST": {"train-images": 9912422, "train-labels": 28881, "t10k-images": 1648877, "t10k-labels": 4542}}     # sizes, where known
 
 
 def read_idx(path: Path, expected_gz: int | None = None) -> np.ndarray:
     """The array of an IDX file of unsigned bytes (or of PATH.gz where PATH is absent). Size and dimensions are checked against its header."""
+    import numpy as np
+
     packed = not path.is_file()
     source = path.with_name(path.name + ".gz") if packed else path
     raw = source.read_bytes()
@@ -44,6 +48,8 @@ def read_idx(path: Path, expected_gz: int | None = None) -> np.ndarray:
 
 
 def _split(folder: Path, which: str, split: str) -> Split:
+    import numpy as np
+
     stem = PREFIXES[split]
     sizes = GZIP.get(which, {})
     x = read_idx(folder / f"{stem}-images-idx3-ubyte", sizes.get(f"{stem}-images"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 
 from composer.data._files import broken, downloading, first_broken, missing
@@ -17,6 +16,7 @@ SIZES = {"train_32x32.mat": 182040794, "test_32x32.mat": 64275384}      # for er
 
 
 def _part(root: Path, part: str) -> Split:
+    import numpy as np
     from torchvision import datasets
 
     _, file, md5 = datasets.SVHN.split_list[part]

@@ -91,11 +91,11 @@ def _edit(reader: Reader, name: str, given: dict[str, Any], path: Dotted, primit
     own = {key: given[key] for key in OWN[1:] if key in given}
     edit = read_edit(label, own, f"{where(path)}  {show(path)}", lambda p: f"{where((*path, *p))}  {show(path)}", errors)
     if primitive and not reader.uses.guessed(path):
-        facts = {"terms": tuple(reader.table("terms")), "inner": tuple(reader.table("inner"))}
+        facts = {"terms": tuple(reader.table("terms")), "inner": tuple(reader.table("inner")), "soft": reader.soft}
         needs = [n.name for n in primitive.needs]
         strange = [n for n in needs if n not in facts]
         if strange:
-            reader.problems.add((*path, "use"), f"phase '{primitive.name}' asks for '{strange[0]}'", why="a phase may ask for terms and inner")
+            reader.problems.add((*path, "use"), f"phase '{primitive.name}' asks for '{strange[0]}'", why="a phase may ask for terms, inner and soft")
         else:
             place = f"{where((*path, 'use'))}  {show(path)}"
             edit = edit.over(read_edit(label, primitive.fn(*(facts[n] for n in needs), **options), place, lambda _: place, errors))

@@ -9,7 +9,7 @@ from typing import Any
 
 from composer.errors import ComposerError, suggest
 from composer.options import plain
-from composer.recipe import paths as dotted      # a bare `show` would be hidden by the module of this room
+from composer.recipe import paths as dotted  # a bare `show` would be hidden by the module of this room
 from composer.recipe.load import catalogue, examine, load
 from composer.recipe.paths import MISSING, Dotted, get, leaves
 from composer.recipe.recipe import Recipe

@@ -53,7 +53,7 @@ def test_whole_steps_equal_the_authors_and_the_pruned_loop(recipe, library, upda
     ours, theirs = state(subject.model), state(plain(library, recipe, subject, updates))
     assert set(ours) == set(theirs)
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-9, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize(("recipe", "sets", "drops"), [

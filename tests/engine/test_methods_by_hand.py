@@ -167,7 +167,7 @@ def same(ours: nn.Module, theirs: nn.Module) -> None:
     a, b = state(ours), state(theirs)
     assert set(a) == set(b)
     for name, value in b.items():
-        torch.testing.assert_close(a[name], value, rtol=1e-9, atol=1e-9, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(a[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("recipe", METHODS)

@@ -40,7 +40,7 @@ def test_it_is_the_mean_of_the_epochs_that_count(start, every, buffers):
         for name, value in weights.items():
             averaged = value.is_floating_point() and not (buffers == "copy" and "running" in name)
             expected = sum(seen[e - 1][name] for e in counted) / len(counted) if averaged and counted else seen[last - 1][name]
-            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12, msg=lambda m: f"epoch {epoch}, {name}: {m}")
+            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12, msg=lambda m, at=(epoch, name): f"{at}: {m}")
 
 
 def test_contracts():
