@@ -91,7 +91,8 @@ def _edit(reader: Reader, name: str, given: dict[str, Any], path: Dotted, primit
     own = {key: given[key] for key in OWN[1:] if key in given}
     edit = read_edit(label, own, f"{where(path)}  {show(path)}", lambda p: f"{where((*path, *p))}  {show(path)}", errors)
     if primitive and not reader.uses.guessed(path):
-        facts = {"terms": tuple(reader.table("terms")), "inner": tuple(reader.table("inner")), "soft": reader.soft}
+        method = reader.pieces.get("method")
+        facts = {"terms": tuple(reader.table("terms")), "inner": tuple(reader.table("inner")), "soft": bool(method and method.soft)}
         needs = [n.name for n in primitive.needs]
         strange = [n for n in needs if n not in facts]
         if strange:

@@ -241,3 +241,9 @@ def test_show_prefers_the_recipe_of_a_name(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.startswith("fat on digits")
     show("inner/fat", **quiet)
     assert capsys.readouterr().out.startswith("inner/fat: ")
+
+
+def test_smoothed_labels_are_smoothed_in_the_clean_epochs_too() -> None:
+    """PIAT's protocol puts a burn-in before every method; under soft labels it reads those."""
+    first = on("trades_ema", "piat/cifar10-resnet18").segments()[0]
+    assert [(t.id, t.use) for t in first.recipe.method.terms] == [("clean_ce", "soft_ce")]
