@@ -25,7 +25,7 @@ app = typer.Typer(name="composer", help="Adversarial training as a value: recipe
 SET_HELP = ("path=value, a value as TOML writes it. Repeatable. train.epochs=3 keeps fractions of the run (\"80/110\"); a number in place of a "
             "schedule replaces it; evaluate.n=64 holds for every measure that has no n of its own (evaluate.aa.n=64 for one that has).")
 Recipe = Annotated[str, typer.Argument(help="A recipe: a file, or the name of a shipped one.")]
-Recipes = Annotated[list[str] | None, typer.Argument(help="Recipes: files, or names of shipped ones. None: all shipped ones.")]
+Recipes = Annotated[list[str] | None, typer.Argument(help="Recipes and studies: files, or names of shipped ones. None: all shipped ones.")]
 Setting = Annotated[str | None, typer.Option("--setting", help="What it runs on: a shipped setting or a file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
 Drops = Annotated[list[str] | None, typer.Option("--drop", help="A path to drop. Repeatable.")]
@@ -48,12 +48,12 @@ def plugins(files: Sequence[Path] | None) -> None:
 @app.command()
 def check(recipes: Recipes = None, setting: Setting = None, set_: Sets = None, drop: Drops = None, plugin: Plugins = None,
           as_json: Json = False) -> None:
-    """Read recipes and print everything that is wrong, with file:line and the fix."""
+    """Read recipes and studies and print everything that is wrong, with file:line and the fix."""
     from composer import verbs
     from composer.verbs.text import checked_text
 
     plugins(plugin)
-    found = verbs.check(recipes or verbs.shipped_recipes(), setting=setting, sets=set_ or (), drops=drop or ())
+    found = verbs.check(recipes or [*verbs.shipped_recipes(), *verbs.shipped_studies()], setting=setting, sets=set_ or (), drops=drop or ())
     ok = all(each.ok for each in found)
     say({"ok": ok, "recipes": [each.as_dict() for each in found]}, as_json, checked_text(found))
     if not ok:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from composer.errors import ComposerError, suggest
 from composer.options import plain
@@ -15,22 +15,28 @@ from composer.recipe.paths import MISSING, Dotted, get, leaves
 from composer.recipe.recipe import Recipe
 from composer.registry import KINDS, REGISTRY, Primitive
 
+if TYPE_CHECKING:
+    from composer.recipe.studies import Bases
+
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found in one recipe."""
+    """What `check` found in one recipe, or in one study: then `rows`, `runs` (a seed), `seeds` and `same`, the cells that are one experiment."""
 
     recipe: str
     setting: str = ""
     experiment_id: str = ""
     segments: tuple[dict[str, Any], ...] = ()
     errors: tuple[ComposerError, ...] = field(default=())
+    study: dict[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
         return not self.errors
 
     def as_dict(self) -> dict[str, Any]:
+        if self.study is not None:
+            return {"study": self.recipe, "ok": self.ok, **self.study, "errors": [error_dict(e) for e in self.errors]}
         return {"recipe": self.recipe, "setting": self.setting, "ok": self.ok, "experiment_id": self.experiment_id, "segments": list(self.segments),
                 "errors": [error_dict(e) for e in self.errors]}
 
@@ -41,11 +47,18 @@ def error_dict(error: ComposerError) -> dict[str, str]:
 
 def check(recipes: Iterable[str | Path], *, setting: str | None = None, sets: Sequence[str] = (), drops: Sequence[str] = (),
           root: Path | None = None, plans: bool = True) -> list[Checked]:
-    """Every recipe with everything that is wrong with it. `plans`: also what only a compiled plan shows."""
+    """Every recipe or study with everything that is wrong with it. `plans`: also what only a compiled plan shows."""
+    from composer.recipe.studies import Bases, find_study
+
     if plans:
         from composer.verbs.checking import look
     found = []
+    bases: Bases | None = None                             # what studies have in common is read once
     for each in recipes:
+        if find_study(each, root):
+            bases = bases or Bases(root, look if plans else None)
+            found.append(_checked_study(each, bases, [*(["--setting"] if setting else []), *(["--set"] if sets else []), *(["--drop"] if drops else [])]))
+            continue
         recipe, errors = examine(each, setting=setting, sets=sets, drops=drops, root=root, look=look if plans else None)
         if recipe is None:
             found.append(Checked(str(each), setting or "", errors=tuple(errors)))
@@ -55,10 +68,30 @@ def check(recipes: Iterable[str | Path], *, setting: str | None = None, sets: Se
     return found
 
 
+def _checked_study(name: str | Path, bases: Bases, options: list[str]) -> Checked:
+    from composer.recipe.studies import examine_study
+
+    study, errors = examine_study(name, bases=bases)
+    errors = [*errors, *(ComposerError(f"{option} does not go with a study", where=option, why="its rows say what they run on and what they change",
+                                       fix=f"leave it, or write it into {name}") for option in options)]
+    if study is None:
+        return Checked(str(name), errors=tuple(errors), study={})
+    said = {"kind": study.kind, "table": study.table, "seeds": list(study.seeds), "rows": len(study.rows),
+            "runs": sum(1 for _ in study.runs()) + sum(row.size for row in study.rows if row.kind == "sweep"), "same": [list(n) for n in study.same()]}
+    return Checked(str(name), errors=tuple(errors), study=said)
+
+
 def shipped_recipes() -> list[str]:
     from composer.recipe.find import recipe_names, shipped
 
     return recipe_names(shipped())
+
+
+def shipped_studies() -> list[str]:
+    from composer.recipe.find import shipped
+    from composer.recipe.studies import study_names
+
+    return [f"studies/{name}" for name in study_names(shipped())]
 
 
 def diff(a: str | Path | Recipe, b: str | Path | Recipe, **options: Any) -> list[dict[str, Any]]:

@@ -15,7 +15,9 @@ def checked_text(found: Iterable[Checked]) -> str:
     """One line a good recipe, all errors of a bad one, and the count."""
     lines, bad = [], 0
     for each in found:
-        if each.ok:
+        if each.ok and each.study is not None:
+            lines.append(f"ok    {each.recipe}: {_study_text(each.study)}")
+        elif each.ok:
             phases = "" if len(each.segments) < 2 else f", {len(each.segments)} stretches of epochs"
             lines.append(f"ok    {each.recipe} on {each.setting}{phases}")
         else:
@@ -24,6 +26,13 @@ def checked_text(found: Iterable[Checked]) -> str:
     if bad:
         lines.append(f"{bad} error{'s' if bad > 1 else ''}.")
     return "\n".join(lines)
+
+
+def _study_text(study: dict[str, Any]) -> str:
+    """Rows and runs; cells that say the same are one run."""
+    seeds = len(study["seeds"])
+    text = f"{study['rows']} rows, {study['runs']} runs" + (f" x {seeds} seeds" if seeds > 1 else "") + (f", beside {study['table']}" if study["table"] else "")
+    return text + "".join(f"; one run: {', '.join(names)}" for names in study["same"])
 
 
 def diff_text(rows: list[dict[str, Any]], names: tuple[str, str] = ("a", "b")) -> str:
