@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-SHAPES = {"cnn8": (1, 8, 8), "cnn28": (1, 28, 28), "resnet18": (3, 32, 32)}
+SHAPES = {"small_cnn": (1, 8, 8), "cnn8": (1, 8, 8), "cnn28": (1, 28, 28), "resnet18": (3, 32, 32)}
 CLASSES = 10
 
 
@@ -31,11 +31,22 @@ def resnet18(classes: int = CLASSES) -> nn.Module:
     return model
 
 
+def small_cnn(classes: int = CLASSES) -> nn.Module:
+    """The shipped network of the digits setting."""
+    from composer.models.build import build_model
+    from composer.options import Ref
+    from composer.recipe.load import catalogue
+    from composer.recipe.types import ModelSpec
+
+    catalogue()
+    return build_model(ModelSpec("small_cnn", {}, Ref("head", "linear")), SHAPES["small_cnn"], classes, 0)
+
+
 def net(name: str, seed: int = 0) -> nn.Module:
     """A network of `SHAPES` by name, initialised from `seed`, without touching the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return resnet18() if name == "resnet18" else cnn(SHAPES[name])
+        return {"resnet18": resnet18, "small_cnn": small_cnn}.get(name, lambda: cnn(SHAPES[name]))()
 
 
 def batch(name: str, n: int, seed: int = 0, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
