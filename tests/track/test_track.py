@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -336,7 +337,8 @@ def test_a_real_server_that_comes_up_late(tmp_path, dead_server, monkeypatch):
     store = track.own_store(tmp_path / "server")
     (tmp_path / "server").mkdir()
     line = ui.command(tmp_path / "server", store, int(dead_server.rsplit(":", 1)[1]), "127.0.0.1")
-    server = subprocess.Popen(line, env=ui.environment(os.environ), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(line, env=ui.environment(os.environ), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                              start_new_session=True)
     try:
         deadline = time.monotonic() + 180
         while first.journal.waiting() and time.monotonic() < deadline:
@@ -353,7 +355,7 @@ def test_a_real_server_that_comes_up_late(tmp_path, dead_server, monkeypatch):
         assert run.info.status == "FINISHED" and run.data.params == {"a": "1"} and len(client.get_metric_history(again.run_id, "x")) == 1
         assert [a.path for a in client.list_artifacts(again.run_id)] == ["a.txt"] and again.note == ""
     finally:
-        server.kill()
+        os.killpg(server.pid, signal.SIGKILL)          # its workers too
         server.wait()
 
 
