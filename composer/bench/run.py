@@ -44,10 +44,11 @@ class Case:
     again: bool = True
 
 
-QUICK = (Case("at", "cnn8", 128), Case("trades", "cnn8", 128), Case("mart_ours", "cnn8", 128))
-FULL = (Case("standard", "cnn8", 128, 8), Case("mart", "cnn8", 128), Case("at_rice", "cnn8", 128), Case("at", "cnn28", 64),
-        Case("trades", "cnn28", 64), Case("mart_ours", "cnn28", 64), *(Case(recipe, "resnet18", 8, again=False) for recipe in ("at", "trades", "mart_ours")))
-GPU = (Case("at", "resnet18", 128), Case("trades", "resnet18", 128), Case("mart_ours", "resnet18", 128))
+JUDGED = ("at", "trades", "mart_ours")
+QUICK = tuple(Case(recipe, "cnn8", 128) for recipe in JUDGED)
+FULL = (*(Case(recipe, "small_cnn", 128) for recipe in JUDGED), Case("standard", "cnn8", 128, 8), Case("mart", "cnn8", 128),
+        Case("at_rice", "cnn8", 128), *(Case(recipe, "cnn28", 64) for recipe in JUDGED), *(Case(recipe, "resnet18", 8, again=False) for recipe in JUDGED))
+GPU = tuple(Case(recipe, "resnet18", 128) for recipe in JUDGED)
 GPU_FULL = (Case("at", "cnn28", 512), Case("at_rice", "resnet18", 128), Case("at", "resnet18", 512))
 
 

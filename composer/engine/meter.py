@@ -17,6 +17,7 @@ class Meter:
         self.terms = [t.id for t in plan.outer.terms]
         self.points = [(p, out) for step in plan.outer.passes if step.batch for p, out in zip(step.points, step.outs)]
         self.radii = [(i.id, i.eps.name) for i in plan.inner if isinstance(i.eps, Slot)]
+        self.reads = frozenset(slot for _, slot in (*self.points, *self.radii))
         size = len(self.terms) + len(self.points) + len(self.radii)
         self.sums = torch.zeros(size, dtype=torch.float64, device=device)
         self.count = torch.zeros((), dtype=torch.float64, device=device)

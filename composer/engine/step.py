@@ -45,6 +45,7 @@ class Executor(Climbs):
         self._outer = [self._op(s, writes=isinstance(s, Pass) and s.outs[0] in self._updates) for s in plan.outer.steps]
         self._inner = [self._inner_op(i) for i in plan.inner]
         self.names = tuple(t.id for t in plan.outer.terms)
+        self._later = {"weights", "epoch", *plan.after, *(a.slot for m in plan.moments for a in m.args)}
         self._head = bool(plan.takes & {"head_weight", "head_scale"})
 
     # -- a step --------------------------------------------------------------------------------------------------------------------
@@ -72,6 +73,12 @@ class Executor(Climbs):
         means = [self._mean(t, env) for t in self.plan.outer.terms]
         total = sum((self._weigh(t.weight, mean) for t, mean in zip(self.plan.outer.terms, means)), start=0.0)
         return total, torch.stack([m.detach() for m in means]), env  # type: ignore[return-value]
+
+    def forget(self, env: Env, also: frozenset[str]) -> None:
+        """Before the backward: let go of tensors that nothing reads from here on. What the tape needs, the tape holds."""
+        for slot in env.keys() - self._later - also:
+            if not slot.startswith("stats/"):
+                del env[slot]
 
     def write_statistics(self, env: Env) -> None:
         """After the backward: running statistics of the outer passes, in the recipe's order."""

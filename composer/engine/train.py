@@ -94,6 +94,7 @@ class Trainer:
         total, means, env = ex.forward({**batch.roots(), "model": self.net.model}, p.step)
         if self.on_cpu and not math.isfinite(total.item()):
             self._diverged(means, epoch)
+        ex.forget(env, self.meter.reads)
         total.backward()
         if self.recipe.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optim.clip)

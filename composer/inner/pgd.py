@@ -24,12 +24,12 @@ def pgd(x: Images, climb: Climb, eps: Scalar, draws: dict[str, list[Tensor]], *,
     """
     ball, step = norm(x, eps), per_image(step)
     noise = draws.get("start") or [None] * restarts
-    best = _run(start(x, ball, noise[0]), climb, ball, step, steps)
+    best = _run(start(x, ball, noise.pop(0)), climb, ball, step, steps)       # popped: noise is not held through the steps
     if restarts == 1:
         return {"point": best}
     worst = climb(point=best, grad=False).objective
-    for r in range(1, restarts):
-        point = _run(start(x, ball, noise[r]), climb, ball, step, steps)
+    for _ in range(1, restarts):
+        point = _run(start(x, ball, noise.pop(0)), climb, ball, step, steps)
         reached = climb(point=point, grad=False).objective
         best = torch.where(per_image(reached > worst), point, best)
         worst = torch.maximum(reached, worst)

@@ -62,7 +62,7 @@ class SmallCNN(Classifier):
     def features(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))
-        return x.flatten(1)
+        return x.permute(0, 2, 3, 1).flatten(1)                     # by pixel, then channel: no copy of a map in channels_last
 
 
 def small_strides(side: int, layers: int) -> list[int]:

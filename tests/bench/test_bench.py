@@ -92,6 +92,12 @@ def test_the_engine_holds_no_more_than_the_pruned_loop_in_its_layout(told):
         assert report["peak_bytes"]["engine"] <= 1.01 * report["peak_bytes"][SAME_LAYOUT], recipe
 
 
+def test_on_the_digits_network_the_engine_holds_no_more_than_any_pruned_loop(told):
+    for recipe in ("at", "trades", "mart_ours"):
+        peak = bench(cases=(Case(recipe, "small_cnn", 128, steps=2),), rounds=1)["cases"][0]["peak_bytes"]
+        assert peak["engine"] <= min(peak["pruned"], peak[SAME_LAYOUT]), recipe
+
+
 # -- seconds per epoch -----------------------------------------------------------------------------------------------------------------------
 
 

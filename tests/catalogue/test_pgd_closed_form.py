@@ -121,7 +121,7 @@ def test_restarts_keep_the_worst_of_each_example(kind):
     x, noises = rand(0), [rand(s) for s in range(2, 7)]
     run = partial(attack, kind, Count(wavy), x, 0.2, step=0.01, steps=8, start=uniform)
     alone = torch.stack([wavy(run(draws={"start": [noise]})) for noise in noises])
-    together = wavy(run(draws={"start": noises}, restarts=5))
+    together = wavy(run(draws={"start": list(noises)}, restarts=5))
     torch.testing.assert_close(together, alone.max(0).values, rtol=1e-5, atol=1e-5)
     assert alone.argmax(0).unique().numel() > 1
 
@@ -205,7 +205,7 @@ def test_traces_without_a_break():
     x, noises = rand(0), [rand(2), rand(3)]
     for kind in BALLS:
         def run(x, noises, eps, step, kind=kind):
-            return attack(kind, climb, x, eps, step=step, start=uniform, draws={"start": noises}, restarts=2, steps=3)
+            return attack(kind, climb, x, eps, step=step, start=uniform, draws={"start": list(noises)}, restarts=2, steps=3)
 
         traced = torch.compile(run, backend="eager", fullgraph=True)
         for eps in (0.1, torch.full((N,), 0.1)):

@@ -41,7 +41,7 @@ def engine(recipe: str, *sets: str) -> tuple[Subject, SimpleNamespace]:
 
     def watched(*args):
         total, means, env = forward(*args)
-        seen.total, seen.means, seen.env = float(total.detach()), dict(zip(subject.trainer.executor.names, means.tolist())), env
+        seen.total, seen.means, seen.env = float(total.detach()), dict(zip(subject.trainer.executor.names, means.tolist())), dict(env)      # the step lets go of most of it
         return total, means, env
 
     def stepped():
