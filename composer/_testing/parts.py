@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +51,12 @@ def drift(model: nn.Module, step: int) -> None:
         model.norm.num_batches_tracked.add_(1)
 
 
+def batches(epoch: int) -> Iterator[Tensor]:
+    """Images of an epoch's training batches, the last one smaller."""
+    generator = torch.Generator().manual_seed(epoch)
+    return (torch.rand(n, *SHAPE, generator=generator) for n in (ROWS, ROWS, 5))
+
+
 class Life:
     """A part beside a model that drifts; every third batch is smaller, an epoch ends after every third step."""
 
@@ -60,7 +66,8 @@ class Life:
         self.part = primitive.fn(**options)
         self.points = ("clean", "adv") if getattr(primitive.fn, "per_point", False) else ()
         self.part.start(SimpleNamespace(batch_size=ROWS, classes=CLASSES, train_size=TRAIN, device=torch.device("cpu"), model=self.model,
-                                        points=self.points, network=lambda spec=None, **more: engine_net(Net(), torch.device("cpu"))))
+                                        points=self.points, network=lambda spec=None, **more: engine_net(Net(), torch.device("cpu")),
+                                        net=engine_net(self.model, torch.device("cpu")), batches=batches))
 
     def _calls(self, method: str, step: int) -> list[tuple[list[Any], dict[str, str]]]:
         t = tensors(5 if step % 3 == 2 else ROWS, CLASSES, step, torch.float32, SHAPE)

@@ -56,8 +56,8 @@ class Bench(Session):
         self.streams = Streams(seed, self.device)
         self.nodes = [Node(segment, plan, {}, "", Path("bench")) for segment, plan in plans_of(recipe, share=not self.net.stochastic)]
 
-    def feed(self, segment: Any) -> Any:
-        return SimpleNamespace(steps=1) if isinstance(self.dataset, SimpleNamespace) else super().feed(segment)
+    def feed(self, segment: Any, path: str = "") -> Any:
+        return SimpleNamespace(steps=1) if isinstance(self.dataset, SimpleNamespace) else super().feed(segment, path)
 
     def trainer(self, segment: int = -1) -> Trainer:
         """Parts, optimiser and trainer of one stretch of the recipe."""

@@ -30,12 +30,13 @@ class Feed:
     """The training rows of a data set in epochs of batches.
 
     Rows of an `extra` set fill a fixed fraction of every batch; an epoch is one pass over the rows of `train`. `i` is a row's place in train
-    (extra rows follow behind).
+    (extra rows follow behind). `path` stands before the names of its streams: a second reader of the same rows draws for itself.
     """
 
     def __init__(self, dataset: Any, rows: Tensor, *, batch_size: int, streams: Streams, augment: tuple[Use, ...] = (), keep_last: bool = True,
-                 layout: Callable[[Tensor], Tensor] = lambda x: x, device: torch.device | str = "cpu", registry: Registry = REGISTRY):
-        self.device, self.streams, self.layout = torch.device(device), streams, layout
+                 layout: Callable[[Tensor], Tensor] = lambda x: x, device: torch.device | str = "cpu", registry: Registry = REGISTRY,
+                 path: str = ""):
+        self.device, self.streams, self.layout, self.path = torch.device(device), streams, layout, path
         self.rows = rows.to(self.device)
         extra = dataset.extra
         self.x = torch.cat([dataset.train.x, extra.x]).to(self.device) if extra is not None else dataset.train.x.to(self.device)
@@ -51,7 +52,7 @@ class Feed:
 
     def batches(self, epoch: int, step: int, first: int = 0) -> Iterator[Batch]:
         """The batches of a (1-based) epoch of the run, from the given one on; `step` counts all steps before it."""
-        order = self.rows[self.streams.permutation("data/order", epoch, len(self.rows))]
+        order = self.rows[self.streams.permutation(f"{self.path}data/order", epoch, len(self.rows))]
         for k in range(first, self.steps):
             yield self.batch(order[k * self.own:(k + 1) * self.own], step + k - first, epoch, k)
 
@@ -77,12 +78,12 @@ class Feed:
         found = []
         for at in range(first, first + self.from_extra):
             found.append((at // self.extra_size, at % self.extra_size))
-        orders = {lap: self.streams.permutation("data/extra", lap, self.extra_size) for lap in {lap for lap, _ in found}}
+        orders = {lap: self.streams.permutation(f"{self.path}data/extra", lap, self.extra_size) for lap in {lap for lap, _ in found}}
         return torch.stack([orders[lap][at] for lap, at in found]) + self.train_size
 
     def _augmentation(self, use: Use, registry: Registry) -> tuple[Callable[[Batch, int], Any], bool]:
         primitive = registry.get("augment", use.use)
-        path = f"augment.{use.id}"
+        path = f"{self.path}augment.{use.id}"
 
         def apply(batch: Batch, step: int) -> Any:
             values = [self.streams.draw(n.draw, f"{path}.{n.name}", step, batch.x) if n.draw else getattr(batch, n.name) for n in primitive.needs]

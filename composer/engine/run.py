@@ -18,7 +18,7 @@ from composer.engine.settle import settle
 from composer.engine.signals import Signals
 from composer.engine.train import Progress, Trainer, stopped
 from composer.errors import ComposerError
-from composer.plan.cost import plan_cost
+from composer.plan.cost import epoch_forwards, plan_cost
 from composer.plan.whole import title
 from composer.report.live import Live
 from composer.track import make_tracker
@@ -223,9 +223,10 @@ class Runner:
         totals = {"forward": 0, "dgrad": 0, "wgrad": 0}
         for node in self.session.nodes:
             cost = plan_cost(node.plan).at(self.session.dataset.classes)
-            times = (node.segment.last - node.segment.first + 1) * self.session.feed(node.segment).steps
+            epochs, steps = range(node.segment.first, node.segment.last + 1), self.session.feed(node.segment).steps
             for name in totals:
-                totals[name] += getattr(cost, name) * times
+                totals[name] += getattr(cost, name) * len(epochs) * steps
+            totals["forward"] += sum(sum(epoch_forwards(node.plan, epoch=e, batches=steps).values()) for e in epochs)
         p = trainer.progress
         return {
             "run": self.record.name, "recipe": self.recipe.name, "setting": self.recipe.setting, "seed": self.seed,

@@ -7,6 +7,7 @@ fills a scratch tensor of the same layout (`F.batch_norm` with momentum 1), and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -52,6 +53,18 @@ class Stats:
         """running = (1 - momentum) · running + momentum · batch"""
         self.flat.lerp_(batch, self.momentum)
         self.count.add_(1)
+
+    def replace(self, batches: Iterable[tuple[Tensor, int]]) -> None:
+        """running = mean of the batches' statistics, each weighted by its number of images; what was there is forgotten. None: it stays.
+
+        Every batch is computed before anything is written, and the counters stay.
+        """
+        total, images = torch.zeros_like(self.flat), 0
+        for batch, n in batches:
+            total.add_(batch, alpha=n)
+            images += n
+        if images:
+            self.flat.copy_(total / images)
 
 
 class _Scoped:

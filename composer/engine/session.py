@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,10 +145,10 @@ class Session:
 
     # -- pieces of a stretch -------------------------------------------------------------------------------------------------------
 
-    def feed(self, segment: Segment) -> Feed:
+    def feed(self, segment: Segment, path: str = "") -> Feed:
         recipe = segment.recipe
         return Feed(self.dataset, self.rows, batch_size=recipe.train.batch_size, streams=self.streams, augment=recipe.augment,
-                    keep_last=recipe.train.last == "keep", layout=self.net.layout, device=self.device)
+                    keep_last=recipe.train.last == "keep", layout=self.net.layout, device=self.device, path=path)
 
     def optimizer(self, segment: Segment, parts: dict[str, Any]) -> torch.optim.Optimizer:
         """A fresh optimiser of the network and of those that parts train along; scheduled options get their value before the first step."""
@@ -178,7 +179,13 @@ class Session:
     def facts(self, part: str) -> SimpleNamespace:
         points = tuple(dict.fromkeys(p for n in self.nodes for q in n.plan.parts if q.id == part for p in q.points))
         return SimpleNamespace(batch_size=self.recipe.train.batch_size, classes=self.dataset.classes, train_size=self._pool(), device=self.device,
-                               model=self.net.model, points=points, network=lambda *spec, **more: self.network(part, *spec, **more))
+                               model=self.net.model, points=points, network=lambda *spec, **more: self.network(part, *spec, **more),
+                               net=self.net, batches=lambda epoch: self.batches(part, epoch))
+
+    def batches(self, part: str, epoch: int) -> Iterator[Tensor]:
+        """Images of a (1-based) epoch's training batches for a part: the stretch's rows and augmentations, drawn from streams of the part's own."""
+        feed = self.feed(next(n.segment for n in self.nodes if n.segment.first <= epoch <= n.segment.last), f"parts.{part}/")
+        return (batch.x for batch in feed.batches(epoch, (epoch - 1) * feed.steps))
 
     def network(self, part: str, spec: Any = None, *, checkpoint: str | None = None, trains: bool = True) -> Net:
         """A network of a part's own: of the architecture `spec` (a model's Ref; None: the run's own), its weights from streams of their own, or

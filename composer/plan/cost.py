@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from composer.plan.types import Call, Cost, InnerPlan, Plan, Program
+from composer.registry import REGISTRY, Registry
 
 
 def program_cost(program: Program, *, weights: bool) -> Cost:
@@ -46,3 +49,14 @@ def plan_cost(plan: Plan) -> Cost:
     for inner in plan.inner:
         total += inner_cost(inner)
     return total + program_cost(plan.outer, weights=True) + Cost(forward=len(plan.after))
+
+
+def epoch_forwards(plan: Plan, *, epoch: float = math.inf, batches: float = math.inf, registry: Registry = REGISTRY) -> dict[str, float]:
+    """Forwards that parts make at the end of an epoch of so many batches, by the part's id; inf: every training batch, however many there are."""
+    found = {}
+    for part in plan.parts:
+        count = registry.get("part", part.use).flags.get("epoch_forwards")
+        many = count(part.options, epoch=epoch, batches=batches) if count else 0
+        if many:
+            found[part.id] = many
+    return found

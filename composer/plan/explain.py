@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from composer.options import Ref
-from composer.plan.cost import inner_cost, plan_cost, program_cost
+from composer.plan.cost import epoch_forwards, inner_cost, plan_cost, program_cost
 from composer.plan.types import Call, Cost, Dial, InnerPlan, Pass, Pixel, Plan, Program, Read, Slot, Step, Summand
 
 
@@ -120,6 +121,7 @@ def explain(plan: Plan, title: str = "") -> str:
     if plan.coupled:
         lines.append(f"couples the rows of a batch: {', '.join(plan.coupled)}")
     lines.append(f"step      {cost_line(plan_cost(plan))}")
+    lines += [f"epoch end {id}: {'every training batch' if many == math.inf else f'{many} training batches'} forward" for id, many in epoch_forwards(plan).items()]
     return "\n".join(lines)
 
 

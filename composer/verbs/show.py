@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from composer.errors import ComposerError
-from composer.plan.cost import plan_cost
+from composer.plan.cost import epoch_forwards, plan_cost
 from composer.plan.explain import explain
 from composer.plan.types import Cost
 from composer.plan.whole import plans_of, title
@@ -22,7 +23,8 @@ def plans_text(recipe: Any) -> str:
 
 def plans_dict(recipe: Any) -> dict[str, Any]:
     return {"recipe": recipe.name, "setting": recipe.setting, "experiment_id": recipe.experiment_id,
-            "plans": [{"first": s.first, "last": s.last, "phases": list(s.phases), "text": explain(p), "cost": cost_dict(plan_cost(p))} for s, p in plans_of(recipe)]}
+            "plans": [{"first": s.first, "last": s.last, "phases": list(s.phases), "text": explain(p), "cost": cost_dict(plan_cost(p)),
+                       "epoch_end": {id: "all" if many == math.inf else many for id, many in epoch_forwards(p).items()}} for s, p in plans_of(recipe)]}
 
 
 def cost_dict(cost: Cost) -> dict[str, int]:
