@@ -43,10 +43,9 @@ class Feed:
         self.y = torch.cat([dataset.train.y, extra.y]).to(self.device) if extra is not None else dataset.train.y.to(self.device)
         self.train_size, self.extra_size = len(dataset.train.y), 0 if extra is None else len(extra.y)
         self.scale, self.classes, self.batch_size = float(dataset.scale), dataset.classes, batch_size
-        self.from_extra = round(batch_size * dataset.extra_fraction) if extra is not None else 0
-        own = batch_size - self.from_extra
-        self.steps = len(rows) // own if not keep_last else -(-len(rows) // own)
-        self.own = own
+        self.from_extra = _from_extra(dataset, batch_size)
+        self.own = batch_size - self.from_extra
+        self.steps = steps_in(dataset, len(rows), batch_size, keep_last)
         self.augment = [self._augmentation(use, registry) for use in augment]
         self.soft = any(soft for _, soft in self.augment)
 
@@ -90,3 +89,14 @@ class Feed:
             return primitive.fn(*values, **use.options)
 
         return apply, bool(primitive.flags.get("soft"))
+
+
+def steps_in(dataset: Any, rows: int, batch_size: int, keep_last: bool) -> int:
+    """Steps of an epoch over so many rows of train."""
+    own = batch_size - _from_extra(dataset, batch_size)
+    return -(-rows // own) if keep_last else rows // own
+
+
+def _from_extra(dataset: Any, batch_size: int) -> int:
+    """Rows of a batch that come from the extra set."""
+    return round(batch_size * dataset.extra_fraction) if dataset.extra is not None else 0

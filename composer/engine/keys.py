@@ -49,29 +49,22 @@ def versions() -> dict[str, str]:
     return found
 
 
-def plan_content(plan: Plan) -> Any:
-    """The plan as the key sees it: parts that nothing reads and that never write the model stay out."""
-    idle = {p.id for p in plan.parts if not p.active}
+def plan_content(plan: Plan, idle: set[str]) -> Any:
+    """The plan as the key sees it: parts that decide nothing here stay out."""
     content = as_plain(plan)
-    content["parts"] = [p for p in content["parts"] if p["id"] not in idle]
+    content["parts"] = [{k: v for k, v in p.items() if k not in ("active", "needed")} for p in content["parts"] if p["id"] not in idle]
     content["moments"] = [m for m in content["moments"] if m["part"] not in idle]
     content["dials"] = [d["path"] for d in content["dials"] if not any(d["path"].startswith(f"parts.{id}.") for id in idle)]
     return content
 
 
-def dial_values(plan: Plan, values: dict[str, Any], first: int, last: int, clock: int, epochs: int, steps: int, registry: Registry) -> str:
-    """What every dial says at every step of the stretch, as a digest: schedules that agree so far are the same prefix."""
-    idle = {p.id for p in plan.parts if not p.active}
+def dial_values(moving: dict[str, Any], values: dict[str, Any], epoch: int, clock: int, epochs: int, steps: int, registry: Registry) -> str:
+    """What the moving numbers say at every step of an epoch, as a digest: schedules that agree so far are the same prefix."""
     found: dict[str, list[float]] = {}
-    for path, value in sorted(values.items()):
-        if any(path.startswith(f"parts.{id}.") for id in idle):
-            continue
-        row = found.setdefault(path, [])
-        for epoch in range(first, last + 1):
-            at = epoch - clock
-            fine = _by_step(value, registry)
-            for k in range(steps if fine else 1):
-                row.append(evaluate(value, Clock(at, (at - 1) * steps + k, steps, epochs), values.__getitem__, registry, path))
+    at = epoch - clock
+    for path, value in sorted(moving.items()):
+        found[path] = [evaluate(value, Clock(at, (at - 1) * steps + k, steps, epochs), values.__getitem__, registry, path)
+                       for k in range(steps if _by_step(value, registry) else 1)]
     return digest(found)
 
 
@@ -88,25 +81,33 @@ def judges(recipe: Any) -> list[tuple[str, str]]:
     return [("measure", m.use) for m in (*attack, *(recipe.trace.measures if recipe.trace.every else ()))]
 
 
-def judging(recipe: Any, first: int, last: int, last_phase: int) -> dict[str, Any] | None:
-    """What decides the validation's numbers and the choice of the best in epochs first…last; None where nothing is validated or traced.
+def first_selected(recipe: Any, last_phase: int) -> int:
+    """The first epoch that may be chosen as the best."""
+    return last_phase if recipe.select.from_ == "last_phase" else int(recipe.select.from_)
 
-    It is part of a stretch's identity: the best model so far and the curves lie beside its checkpoint.
+
+def judging(recipe: Any) -> dict[str, Any] | None:
+    """What decides the validation's numbers; None where nothing is validated or traced.
+
+    It is part of a stretch's identity: the curves and the best model so far lie beside its checkpoint.
     """
     select, trace = recipe.select, recipe.trace
     selects = select.held_out > 0 and select.attack is not None
     if not (selects or trace.every):
         return None
-    begin = last_phase if select.from_ == "last_phase" else int(select.from_)
     return plain({
-        "threat": vars(recipe.threat), "weights": select.weights,
-        "select": selects and {"attack": vars(select.attack), "n": select.n, "from": max(begin, first) if begin <= last else 0,
-                               "kept": recipe.evaluate.weights},
+        "threat": vars(recipe.threat), "weights": select.weights, "select": selects and {"attack": vars(select.attack), "n": select.n},
         "trace": bool(trace.every) and {"every": trace.every, "on": trace.on, "measures": [vars(m) for m in trace.measures]},
     })
 
 
-def sources(plan: Plan, uses: list[tuple[str, str]], registry: Registry) -> dict[str, str]:
+def kept(recipe: Any, epoch: int, last_phase: int) -> str:
+    """The weights that are kept if this epoch is the best so far; "" where it cannot be chosen."""
+    selects = recipe.select.held_out > 0 and recipe.select.attack is not None
+    return recipe.evaluate.weights if selects and epoch >= first_selected(recipe, last_phase) else ""
+
+
+def sources(plan: Plan, idle: set[str], uses: list[tuple[str, str]], registry: Registry) -> dict[str, str]:
     """The file of every primitive in use, by digest."""
     found: dict[str, str] = {}
 
@@ -132,7 +133,7 @@ def sources(plan: Plan, uses: list[tuple[str, str]], registry: Registry) -> dict
                 if spec and spec.origin:
                     found[f"{kind}/{use}: {module}"] = file_digest(Path(spec.origin))
 
-    walk(plan_content(plan))
+    walk(plan_content(plan, idle))
     for kind, use in uses:
         note(kind, use)
     return dict(sorted(found.items()))

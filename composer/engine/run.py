@@ -10,13 +10,14 @@ from typing import Any
 
 from composer import atomic
 from composer.engine import checkpoint
-from composer.engine.judge import Validator, check_judging, judge, judged_weights
+from composer.engine.judge import check_judging, evaluation_folder, judge, judged_weights
 from composer.engine.lock import Lock
 from composer.engine.record import Record, flat
 from composer.engine.session import Session, Settings
 from composer.engine.settle import settle
 from composer.engine.signals import Signals
-from composer.engine.train import Progress, Trainer, stopped
+from composer.engine.train import Trainer, stopped
+from composer.engine.walk import Observer, Walk, Wish, lineage
 from composer.errors import ComposerError
 from composer.plan.cost import epoch_forwards, plan_cost
 from composer.plan.whole import title
@@ -24,14 +25,15 @@ from composer.report.live import Live
 from composer.track import make_tracker
 
 
-def run(recipe: Any, *, seed: int = 0, settings: Settings | None = None, tags: dict[str, str] | None = None) -> dict[str, Any]:
-    """Train, evaluate and record one recipe with one seed; the result as design's JSON."""
+def run(recipe: Any, *, seed: int = 0, settings: Settings | None = None, tags: dict[str, str] | None = None,
+        observer: Observer | None = None) -> dict[str, Any]:
+    """Train, evaluate and record one recipe with one seed; the result as design's JSON. `observer` follows it, and may stop it."""
     settings = settings or Settings()
     writable(settings.out)
     record = Record(settings.out, recipe, seed, settings.precision)
     if record.result and not settings.fresh:
         return record.result
-    return Runner(recipe, seed, settings, record, tags or {}).run()
+    return Runner(recipe, seed, settings, record, tags or {}, observer).run()
 
 
 def writable(out: Path) -> None:
@@ -47,22 +49,23 @@ def writable(out: Path) -> None:
 class Runner:
     """One run in the making."""
 
-    def __init__(self, recipe: Any, seed: int, settings: Settings, record: Record, tags: dict[str, str]):
-        self.recipe, self.seed, self.settings, self.record, self.tags = recipe, seed, settings, record, tags
-        self.stop = ""
+    def __init__(self, recipe: Any, seed: int, settings: Settings, record: Record, tags: dict[str, str], observer: Observer | None = None):
+        self.recipe, self.seed, self.settings, self.record, self.tags, self.observer = recipe, seed, settings, record, tags, observer
+        self.wish = Wish()
         self.live = Live(0, 1, quiet=True)
 
     def run(self) -> dict[str, Any]:
         """Everything under one lock: two processes with one command would write one record."""
         began = time.monotonic()
         title = f"{self.recipe.name} on {self.recipe.setting}, seed {self.seed}"
-        with Signals(self), Lock(self.record.folder):
+        with Signals(self.wish), Lock(self.record.folder):
             self.session = Session(self.recipe, self.seed, self.settings)
             check_judging(self.session)
             settle(self.session, self.record)
             steps = self.session.feed(self.session.nodes[0].segment).steps
             self.tracker = make_tracker(self.settings.out, experiment=self.recipe.name, enabled=self.settings.track, folder=self.record.folder)
             with Live(self.session.nodes[-1].segment.last, steps, title, quiet=self.settings.quiet) as self.live:
+                self.walk = Recorded(self)
                 result = self._tracked(began)
             result["mlflow_run_id"] = self.tracker.run_id
             result = atomic.plain(result)
@@ -73,7 +76,7 @@ class Runner:
         status, said = "FAILED", ""
         try:
             said = self._start_tracking()
-            result = self._evaluate(self._train(), began)
+            result = self._evaluate(self.walk.train(), began)
             status = "FINISHED"
             return result
         except BaseException as error:
@@ -83,116 +86,6 @@ class Runner:
             self.tracker.finish(status)
             if self.tracker.note != said:
                 self.live.say(self.tracker.note)
-
-    # -- training ------------------------------------------------------------------------------------------------------------------
-
-    def _train(self) -> Trainer:
-        """Walk the nodes: finished ones are loaded, the first unfinished one resumes, the rest are trained."""
-        self.validator = Validator(self.session, self.live.progress)
-        progress, parts, trainer = Progress(), {}, None
-        if self.session.init_note:
-            self.live.say(self.session.init_note)
-        for node in self.session.nodes:
-            self.live.phase(", ".join(node.segment.phases), self.session.feed(node.segment).steps)
-            parts = self.session.parts(node, parts)
-            before, trainer = trainer, Trainer(self.session, node, progress, parts, self.session.optimizer(node.segment, parts), self)
-            if before is not None:
-                trainer.restore(self._end_of(before), meter=False, optimizer=not node.segment.fresh and trainer.recipe.optim.use == before.recipe.optim.use)
-            if not self._loaded(trainer):
-                with Lock(node.folder) as lock:
-                    if not self._loaded(trainer):                     # another run may have finished it since
-                        checkpoint.tidy(node.folder)
-                        self._resume(trainer)
-                        atomic.write_json(node.folder / "key.json", node.content)
-                        trainer.run(lock)
-                        checkpoint.forget(node.folder, trainer.progress.best.get("file", ""))
-                        atomic.write_text(node.folder / "done", node.key + "\n")
-            progress = trainer.progress
-        assert trainer is not None
-        self.live.phase("")
-        return trainer
-
-    def _end_of(self, trainer: Trainer) -> checkpoint.Saved:
-        saved, _ = checkpoint.newest(trainer.node.folder)
-        assert saved is not None
-        return saved
-
-    def _loaded(self, trainer: Trainer) -> bool:
-        """A finished stretch: take its last state over. One whose last checkpoint is damaged is not finished."""
-        node = trainer.node
-        if not (node.folder / "done").exists():
-            return False
-        if (checkpoint.facts(node.folder / checkpoint.CURRENT).get("progress") or {}).get("judged") != node.segment.last:
-            return False
-        try:
-            saved = checkpoint.load(node.folder / checkpoint.CURRENT)
-        except ComposerError:
-            return False
-        self._take(trainer, saved)
-        return True
-
-    def _resume(self, trainer: Trainer) -> None:
-        """The newest checkpoint of an unfinished stretch, if there is one. Records beyond it are of steps that will be taken again."""
-        saved, remark = checkpoint.newest(trainer.node.folder)
-        if remark:
-            self.live.say(remark)
-        path = trainer.node.folder / "metrics.jsonl"
-        judged = 0
-        if saved is not None:
-            self._take(trainer, saved)
-            judged = trainer.progress.judged
-        rows = atomic.read_lines(path)
-        kept = [r for r in rows if r["epoch"] <= judged]
-        if kept != rows:
-            atomic.write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
-        self.tracker.rewind(judged or trainer.node.segment.first - 1)
-
-    def _take(self, trainer: Trainer, saved: checkpoint.Saved) -> None:
-        trainer.progress = progress = Progress(**saved.facts["progress"])
-        trainer.restore(saved)
-        heirs = {n.heir_of: n.key for n in self.session.nodes if n.adopted}
-        if progress.best:
-            progress.best = {**progress.best, "node": heirs.get(progress.best["node"], progress.best["node"])}
-        self._replay(trainer)
-        self.live.resume(progress.epoch, progress.batch)
-
-    def _replay(self, trainer: Trainer) -> None:
-        """Curves of epochs that another run trained are this run's too."""
-        tracked = self.record.facts.get("tracked", [])
-        if trainer.node.key in tracked:
-            return
-        for row in atomic.read_lines(trainer.node.folder / "metrics.jsonl"):
-            if row["epoch"] <= trainer.progress.judged:
-                self.tracker.metrics({k: v for k, v in row.items() if k not in ("epoch", "step") and v is not None}, row["epoch"])
-        self.record.keep(tracked=[*tracked, trainer.node.key])
-
-    # -- what the trainer tells ----------------------------------------------------------------------------------------------------
-
-    def step_done(self, epoch: int, batch: int, steps: int) -> None:
-        self.live.step(epoch, batch, self.recipe.train.batch_size)
-
-    def stop_asked(self) -> str:
-        return self.stop
-
-    def validate(self, trainer: Trainer, epoch: int) -> dict[str, float]:
-        return self.validator(epoch, trainer.parts)
-
-    def epoch_done(self, trainer: Trainer, epoch: int, metrics: dict[str, float]) -> None:
-        """Keep the best model, write the epoch's line, tell the tracker and the screen."""
-        score = self.validator.score(epoch, metrics)
-        best = trainer.progress.best
-        if score is not None and (not best or score > best["score"]):
-            name = f"best-{epoch}.safetensors"
-            weights = judged_weights(self.session, trainer.parts, self.recipe.evaluate.weights, "evaluate.weights")
-            checkpoint.save(trainer.node.folder / name, checkpoint.Saved(weights, {"epoch": epoch, "score": score}))
-            trainer.progress.best = {"epoch": epoch, "score": score, "node": trainer.node.key, "file": name}
-            checkpoint.forget(trainer.node.folder, name)
-        atomic.append_line(trainer.node.folder / "metrics.jsonl", {"epoch": epoch, "step": trainer.progress.step, **metrics})
-        self.tracker.metrics(metrics, epoch)
-        terms = {k.removeprefix("train/terms."): v for k, v in metrics.items() if k.startswith("train/terms.")}
-        values = {k.removeprefix("val/"): v for k, v in metrics.items() if k.startswith("val/")}
-        chosen = trainer.progress.best
-        self.live.epoch(epoch, terms, values, f"epoch {chosen['epoch']}" if chosen else "")
 
     # -- the end -------------------------------------------------------------------------------------------------------------------
 
@@ -205,6 +98,7 @@ class Runner:
             weights["best"] = checkpoint.load(self.settings.out / "nodes" / best["node"] / best["file"]).tensors
         chosen = "best" if "best" in weights else "last"
         checkpoint.save(self.record.folder / "final.safetensors", checkpoint.Saved(weights[chosen], {"selected": chosen, "run": self.record.name}))
+        self.record.keep(evaluated=sorted({evaluation_folder(self.session, each)[1] for each in weights.values()}))
         judged = judge(self.session, weights[chosen], full=True, progress=self._judging)
         other = next((w for w in weights if w != chosen), None)
         second = None
@@ -216,8 +110,8 @@ class Runner:
 
     def _judging(self, name: str, done: int, total: int) -> None:
         self.live.progress(name, done, total)
-        if self.stop:
-            raise stopped(self.stop, f"while judging by {name}", "training is done and what was judged is kept")
+        if reason := self.walk.stop_asked():
+            raise stopped(reason, f"while judging by {name}", "training is done and what was judged is kept")
 
     def _result(self, trainer: Trainer, judged: Any, second: Any, chosen: str, digest: str, seconds: float) -> dict[str, Any]:
         totals = {"forward": 0, "dgrad": 0, "wgrad": 0}
@@ -232,7 +126,8 @@ class Runner:
             "run": self.record.name, "recipe": self.recipe.name, "setting": self.recipe.setting, "seed": self.seed,
             "experiment_id": self.recipe.experiment_id, "prefix_key": self.session.nodes[-1].key, "weights_sha256": digest, "epochs": p.epoch,
             "steps": p.step, "seconds": round(seconds, 2), "train_seconds": round(p.seconds, 2), "passes": totals,
-            "protocol": self.recipe.evaluate.protocol, "n": judged.n, "selected": chosen, "selected_epoch": p.best["epoch"] if chosen == "best" else p.epoch,
+            "protocol": self.recipe.evaluate.protocol, "classes": self.session.dataset.classes, "n": judged.n,
+            "selected": chosen, "selected_epoch": p.best["epoch"] if chosen == "best" else p.epoch,
             "metrics": judged.metrics, "metrics_other": second.metrics if second else {}, "trust": judged.trust, "out": str(self.settings.out),
             "mlflow_run_id": None,
         } | self._expect(judged) | self._adoptions()
@@ -277,7 +172,7 @@ class Runner:
         """The epochs' records of all stretches in one file, and a picture of them."""
         from composer.report.plots import curves
 
-        files = [node.folder / "metrics.jsonl" for node in self.session.nodes]
+        files = [folder / "metrics.jsonl" for folder in lineage(self.session.nodes[-1].folder)]
         rows = [row for file in files if file.exists() for row in atomic.read_lines(file)]
         atomic.write_text(self.record.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         self.tracker.artifact(self.record.folder / "metrics.jsonl", "curves")
@@ -287,6 +182,31 @@ class Runner:
             picture = None                                            # no matplotlib: the numbers are there all the same
         if picture:
             self.tracker.artifact(picture, "curves")
+
+
+class Recorded(Walk):
+    """The way of a run that is tracked."""
+
+    def __init__(self, runner: Runner):
+        super().__init__(runner.session, runner.live, runner.wish, runner.observer)
+        self.tracker, self.record = runner.tracker, runner.record
+
+    def rewound(self, epoch: int) -> None:
+        self.tracker.rewind(epoch)
+
+    def told(self, epoch: int, metrics: dict[str, float]) -> None:
+        self.tracker.metrics(metrics, epoch)
+
+    def taken(self, trainer: Trainer) -> None:
+        """Curves of epochs that another run trained are this run's too."""
+        for folder in lineage(trainer.node.folder):
+            tracked = self.record.facts.get("tracked", [])
+            if folder.name in tracked:
+                continue
+            for row in atomic.read_lines(folder / "metrics.jsonl"):
+                if row["epoch"] <= trainer.progress.judged:
+                    self.tracker.metrics({k: v for k, v in row.items() if k not in ("epoch", "step") and v is not None}, row["epoch"])
+            self.record.keep(tracked=[*tracked, folder.name])
 
 
 __all__ = ["Record", "Runner", "Settings", "run"]

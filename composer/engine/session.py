@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer.engine import keys
-from composer.engine.feed import Feed
+from composer.engine import chain, keys
+from composer.engine.chain import Node
+from composer.engine.feed import Feed, steps_in
 from composer.engine.net import Net
 from composer.engine.streams import Streams
 from composer.engine.trained import networks, together
 from composer.errors import ComposerError
-from composer.options import Ref, plain
-from composer.plan.types import Plan
-from composer.plan.whole import place, plans_of, scheduled
+from composer.options import Ref
+from composer.plan.whole import place
 from composer.recipe.types import Segment
 from composer.registry import REGISTRY
 from composer.seeds import stream_seed
@@ -53,20 +52,8 @@ class Settings:
     track: bool = True
     checkpoint_seconds: float = field(default_factory=lambda: seconds_of("COMPOSER_CHECKPOINT_SECONDS", 120.0))
     full_other: bool = False                 # evaluate the unselected model by the whole protocol too
-
-
-@dataclass
-class Node:
-    """A stretch of epochs: its plan, its key, its folder."""
-
-    segment: Segment
-    plan: Plan
-    content: dict[str, Any]
-    key: str
-    folder: Path
-    adopted: str = ""        # what had changed when another node's state was taken over
-    heir_of: str = ""        # the key of that node
-    plain_key: str = ""      # the key this node would have had
+    share: bool = True                       # go on from epochs that another run has trained
+    stop_file: str = ""                      # a file that asks for a stop as SIGTERM does, where signals do not reach
 
 
 class Session:
@@ -92,56 +79,36 @@ class Session:
             self.init_note = load_weights(model, resolve_init(recipe.train.init, settings.out)).text()
         self.net = Net(model, self.device, seed=seed, precision=settings.precision)
         self.streams = Streams(seed, self.device)
+        self.guests: dict[str, tuple[str, ...]] = {}          # passive parts of other runs that are trained along -> their points
         self.nodes = self._nodes()
 
     # -- nodes ---------------------------------------------------------------------------------------------------------------------
 
     def _nodes(self) -> list[Node]:
-        nodes: list[Node] = []
-        parent = keys.digest({"init": keys.digest(self.recipe.train.init and self._init_digest()), "seed": self.seed})
-        found = plans_of(self.recipe, share=not self.net.stochastic)
-        for segment, plan in found:
-            judged = keys.judging(self.recipe, segment.first, segment.last, found[-1][0].first)
-            node = Node(segment, plan, self._content(segment, plan, judged), "", self.settings.out)
-            self.rekey(node, parent)
-            nodes.append(node)
-            parent = node.key
-        return nodes
+        init = self._init_digest() if self.recipe.train.init else None
+        nodes = chain.stretches(self.recipe, self.ground(init), self.settings.out)
+        return chain.grow(nodes, chain.root(self.seed, init), self.folder, self.mark)
 
-    def rekey(self, node: Node, parent: str, **more: Any) -> None:
-        """Put a node behind another parent, and `more` into what its key is made of."""
-        node.content = json.loads(json.dumps({**node.content, "parent": parent, **more}, default=str))      # as it reads from disk
-        node.key = keys.digest(node.content)
-        node.folder = self.settings.out / "nodes" / node.key
+    @property
+    def folder(self) -> Path:
+        return self.settings.out / "nodes"
+
+    @property
+    def mark(self) -> str:
+        """A run that shares nothing has folders of its own."""
+        return "" if self.settings.share else self.recipe.experiment_id[:8]
+
+    def ground(self, init: str | None) -> chain.Ground:
+        rows, out = len(self.rows), self.settings.out
+        extra = SimpleNamespace(extra=None if self.dataset.extra is None else True, extra_fraction=getattr(self.dataset, "extra_fraction", 0.0))
+        return chain.Ground(
+            data=self.dataset.digest, steps=lambda size, keep: steps_in(extra, rows, size, keep), stochastic=self.net.stochastic, init=init,
+            file=lambda given, where: keys.file_digest(resolve_init(given, out, where)), machine=machine_of(self.settings, self.device))
 
     def _init_digest(self) -> str:
         from composer.engine.checkpoint import weights_digest
 
         return weights_digest(self.net.model.state_dict())
-
-    def _content(self, segment: Segment, plan: Plan, judged: dict[str, Any] | None) -> dict[str, Any]:
-        recipe, steps = segment.recipe, self.feed(segment).steps
-        uses = [("model", recipe.model.use), ("head", recipe.model.head.use), ("data", recipe.data.use), ("optim", recipe.optim.use),
-                *(("augment", a.use) for a in recipe.augment), *keys.judges(self.recipe)]
-        values = {**{d.path: d.ref for d in plan.dials}, **scheduled(recipe)}
-        given = {p.id: keys.file_digest(resolve_init(p.options["checkpoint"], self.settings.out, f"parts.{p.id}.checkpoint"))
-                 for p in plan.parts if p.active and p.options.get("checkpoint")}
-        return ({"checkpoints": given} if given else {}) | {
-            "epochs": [segment.first, segment.last], "fresh": segment.fresh, "seed": self.seed,
-            "plan": keys.plan_content(plan),
-            "dials": keys.dial_values(plan, values, segment.first, segment.last, segment.clock, segment.epochs, steps, REGISTRY),
-            "train": {"batch_size": recipe.train.batch_size, "last": recipe.train.last},
-            "optim": {"use": recipe.optim.use, "options": sorted(recipe.optim.options), "clip": recipe.optim.clip,
-                      "decay_exclude": list(recipe.optim.decay_exclude), "decay_at": recipe.optim.decay_at},
-            "threat": plain({"eps": recipe.threat.eps}), "judging": judged,
-            "model": {"use": recipe.model.use, "options": plain(recipe.model.options), "head": plain(recipe.model.head), "mean": recipe.model.mean,
-                      "std": recipe.model.std},
-            "data": {"use": recipe.data.use, "digest": self.dataset.digest, "held_out": [recipe.select.held_out, recipe.select.stratified],
-                     "augment": [[a.id, a.use, plain(a.options)] for a in recipe.augment]},
-            "machine": {"backend": self.settings.backend, "precision": self.settings.precision, "device": device_kind(self.device),
-                        "threads": torch.get_num_threads() if self.device.type == "cpu" else 0, "deterministic": self.settings.deterministic},
-            "versions": keys.versions(), "sources": keys.sources(plan, uses, REGISTRY), "engine": keys.engine_digest(),
-        }
 
     # -- pieces of a stretch -------------------------------------------------------------------------------------------------------
 
@@ -177,7 +144,8 @@ class Session:
         return found
 
     def facts(self, part: str) -> SimpleNamespace:
-        points = tuple(dict.fromkeys(p for n in self.nodes for q in n.plan.parts if q.id == part for p in q.points))
+        points = self.guests.get(part) or tuple(dict.fromkeys(p for n in self.nodes for q in n.plan.parts if q.id == part for p in q.points))
+        part = part.partition("~")[0]                           # a guest draws as at home
         return SimpleNamespace(batch_size=self.recipe.train.batch_size, classes=self.dataset.classes, train_size=self._pool(), device=self.device,
                                model=self.net.model, points=points, network=lambda *spec, **more: self.network(part, *spec, **more),
                                net=self.net, batches=lambda epoch: self.batches(part, epoch))
@@ -214,6 +182,12 @@ class Session:
         else:
             x, y = self.dataset.train.x[self.val_rows], self.dataset.train.y[self.val_rows]
         return x.float() / self.dataset.scale, y
+
+
+def machine_of(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """What of the machine the bits depend on."""
+    return {"backend": settings.backend, "precision": settings.precision, "device": device_kind(device),
+            "threads": torch.get_num_threads() if device.type == "cpu" else 0, "deterministic": settings.deterministic}
 
 
 def pick_device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from composer import atomic
+from composer.engine import chain
 from composer.engine.keys import first_difference
 from composer.engine.lock import Lock
 from composer.engine.record import Record, read_json
@@ -32,8 +33,8 @@ def settle(session: Session, record: Record) -> None:
 
 
 def _noted(node: Node) -> dict[str, Any]:
-    found: dict[str, Any] = {"key": node.key, "epochs": [node.segment.first, node.segment.last]}
-    return found | ({"adopted": node.adopted, "heir_of": node.heir_of, "now": node.plain_key} if node.adopted else {})
+    found: dict[str, Any] = {"key": node.key, "folder": node.folder.name, "epochs": [node.segment.first, node.segment.last]}
+    return found | ({"adopted": node.adopted, "heir_of": node.heir_of, "from": node.heir_folder, "now": node.plain_key} if node.adopted else {})
 
 
 def _clear(session: Session, record: Record) -> None:
@@ -51,36 +52,36 @@ def _clear(session: Session, record: Record) -> None:
 def _go_on(session: Session, old: list[dict[str, Any]]) -> None:
     """Node by node: the same key, an adoption of an earlier sitting, a new adoption, or the error that names what differs."""
     moved = ""
-    for number, node in enumerate(session.nodes):
+    for node in session.nodes:
         if moved:
-            session.rekey(node, moved)
+            chain.rekey(node, moved, session.folder, session.mark)
         node.plain_key = node.key
-        before = old[number] if number < len(old) else {"key": node.key}
+        before = next((each for each in old if each["epochs"][1] == node.segment.last), {"key": node.key})
         if before.get("now") == node.key:
-            _inherit(session, node, before["heir_of"], before["adopted"])
+            _inherit(session, node, before["heir_of"], before["from"], before["adopted"])
         elif before["key"] != node.key:
-            _decide(session, node, before["key"])
+            _decide(session, node, before["key"], before.get("folder", before["key"]))
         moved = node.key if node.adopted or moved else ""
 
 
-def _decide(session: Session, node: Node, key: str) -> None:
+def _decide(session: Session, node: Node, key: str, folder: str) -> None:
     """A node of before has another key; one that was never begun is of no account."""
-    folder = session.settings.out / "nodes" / key
-    held = read_json(folder / "key.json")
+    source = session.folder / folder
+    held = read_json(source / "key.json")
     if held is None:
         return
-    difference = first_difference({k: v for k, v in held.items() if k != "adopted"}, node.content)
+    difference = first_difference({k: v for k, v in held.items() if k not in ("adopted", "before")}, node.content)
     if not session.settings.adopt:
-        raise ComposerError(f"an unfinished run of {session.recipe.name} with seed {session.seed} is not the same any more", where=str(folder),
+        raise ComposerError(f"an unfinished run of {session.recipe.name} with seed {session.seed} is not the same any more", where=str(source),
                             why=difference, fix="--fresh trains it anew, --adopt goes on with it as it is and records that")
-    _inherit(session, node, key, difference)
+    _inherit(session, node, key, folder, difference)
 
 
-def _inherit(session: Session, node: Node, key: str, difference: str) -> None:
+def _inherit(session: Session, node: Node, key: str, folder: str, difference: str) -> None:
     """Copy another node's state into a node of its own, whose key says so: neither the old node nor a new one claims bits it has not."""
-    source = session.settings.out / "nodes" / key
-    session.rekey(node, node.content["parent"], adopted={"from": key, "because": difference})
-    node.adopted, node.heir_of = difference, key
+    source = session.folder / folder
+    chain.rekey(node, node.content["parent"], session.folder, session.mark, adopted={"from": key, "because": difference})
+    node.adopted, node.heir_of, node.heir_folder = difference, key, folder
     if not node.folder.exists():
         beside = node.folder.with_name(f".tmp-{node.key}-{os.getpid()}")
         shutil.rmtree(beside, ignore_errors=True)

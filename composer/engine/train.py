@@ -82,8 +82,9 @@ class Trainer:
             self._check_finite(epoch)
             self._end_epoch(epoch)
             if epoch == segment.last:
-                self.executor.moments("phase_end", self._roots(epoch))
-                self.net.project()
+                if self.node.ends:
+                    self.executor.moments("phase_end", self._roots(epoch))
+                    self.net.project()
                 self.save()
             self._judge(epoch)
         self.save()
@@ -181,7 +182,8 @@ class Trainer:
         for id, part in self.parts.items():
             tensors.update({f"parts/{id}/{k}": v for k, v in part.state_dict().items()})
         tensors.update({f"meter/{k}": v for k, v in self.meter.state().items()})
-        checkpoint.keep(self.node.folder, Saved(tensors, {"progress": vars(self.progress), "optim": rest, "optim_names": self.names}))
+        facts = {"progress": vars(self.progress), "optim": rest, "optim_names": self.names, "carries": self.node.carries}
+        checkpoint.keep(self.node.folder, Saved(tensors, facts))
         self._saved_at = time.monotonic()
 
     def restore(self, saved: Saved, *, meter: bool = True, optimizer: bool = True) -> None:

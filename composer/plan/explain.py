@@ -115,7 +115,7 @@ def explain(plan: Plan, title: str = "") -> str:
     for m in plan.moments:
         args = ", ".join(a.slot for a in m.args)
         lines.append(f"moment    {m.when}: {m.part}({args}){f' at {m.point}' if m.point else ''}")
-    idle = [p.id for p in plan.parts if not p.active]
+    idle = [p.id for p in plan.parts if not (p.active or p.needed)]
     if idle:
         lines.append(f"passive   {', '.join(idle)} (nothing here reads it)")
     if plan.coupled:

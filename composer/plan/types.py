@@ -229,6 +229,7 @@ class PartPlan:
     points: tuple[str, ...]                # points whose views of it are read
     active: bool                           # read by this phase, or writes the model
     rebind: dict[str, str] = field(default_factory=dict)
+    needed: bool = False                   # active here, or read by a later phase, or judged
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def _tables(canonical: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def awake(plan: Plan) -> Plan:
     """The plan without parts that nothing reads."""
-    idle = {part.id for part in plan.parts if not part.active}
+    idle = {part.id for part in plan.parts if not part.needed}
     return replace(plan, parts=tuple(p for p in plan.parts if p.id not in idle), moments=tuple(m for m in plan.moments if m.part not in idle),
                    dials=tuple(d for d in plan.dials if not any(d.path.startswith(f"parts.{id}.") for id in idle)))
 

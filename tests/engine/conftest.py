@@ -85,18 +85,18 @@ def go(tiny):
 @pytest.fixture
 def stop_after(monkeypatch):
     """Ask every run of this process to stop as soon as it has done that many steps; None: let it run."""
-    from composer.engine.run import Runner
+    from composer.engine.walk import Walk
 
-    plain = Runner.step_done
+    plain = Walk.step_done
 
     def set_(step):
         def step_done(self, epoch, batch, steps):
             plain(self, epoch, batch, steps)
             self.steps_here = getattr(self, "steps_here", 0) + 1
             if step is not None and self.steps_here >= step:
-                self.stop = "SIGTERM"
+                self.wish.stop = "SIGTERM"
 
-        monkeypatch.setattr(Runner, "step_done", step_done)
+        monkeypatch.setattr(Walk, "step_done", step_done)
 
     return set_
 

@@ -10,6 +10,7 @@ import torch
 
 from composer.engine import keys
 from composer.engine.run import Runner
+from composer.engine.walk import Walk
 from composer.engine.session import Session, Settings
 from composer.errors import ComposerError, Stopped
 from composer.recipe.load import load
@@ -91,8 +92,8 @@ def test_fresh_anew_after_the_end(go, tmp_path, monkeypatch):
     """A finished run is shown, with --fresh it is trained again; both give the same numbers."""
     first = go("at", tmp_path)
     steps = []
-    plain = Runner.step_done
-    monkeypatch.setattr(Runner, "step_done", lambda self, *args: (steps.append(args), plain(self, *args)))
+    plain = Walk.step_done
+    monkeypatch.setattr(Walk, "step_done", lambda self, *args: (steps.append(args), plain(self, *args)))
     assert go("at", tmp_path) == first and not steps
     again = go("at", tmp_path, settings={"fresh": True})
     assert len(steps) == 9 and again["weights_sha256"] == first["weights_sha256"]
@@ -102,10 +103,10 @@ def test_adopt_goes_on_and_records_it(begun, go, stop_after, record, tmp_path, m
     """What was trained is not trained again; the run says what had changed; neither the old nor the new key claims the mixture."""
     old = {p.name: sorted(f.name for f in p.iterdir()) for p in (tmp_path / "nodes").iterdir()}
     newer(monkeypatch)
-    steps, plain = [], Runner.step_done
-    monkeypatch.setattr(Runner, "step_done", lambda self, *args: (steps.append(args[:2]), plain(self, *args)))
-    stop_after_one = Runner.step_done
-    monkeypatch.setattr(Runner, "stop_asked", lambda self: "SIGTERM" if len(steps) == 2 else "")
+    steps, plain = [], Walk.step_done
+    monkeypatch.setattr(Walk, "step_done", lambda self, *args: (steps.append(args[:2]), plain(self, *args)))
+    stop_after_one = Walk.step_done
+    monkeypatch.setattr(Walk, "stop_asked", lambda self: "SIGTERM" if len(steps) == 2 else "")
     with pytest.raises(Stopped):
         go("piat_nmse", tmp_path, settings={"adopt": True})
     assert steps == [(2, 3), (3, 1)] and stop_after_one
@@ -147,8 +148,8 @@ def test_another_precision_is_another_experiment(go, tmp_path):
 def test_runs_that_share_a_phase_train_it_once(go, record, tmp_path, monkeypatch):
     """Without nmse, PIAT's clean first epoch is the same; the curves of both runs hold it."""
     one = go("piat_nmse", tmp_path)
-    steps, plain = [], Runner.step_done
-    monkeypatch.setattr(Runner, "step_done", lambda self, *args: (steps.append(args), plain(self, *args)))
+    steps, plain = [], Walk.step_done
+    monkeypatch.setattr(Walk, "step_done", lambda self, *args: (steps.append(args), plain(self, *args)))
     two = go("piat_nmse", tmp_path, drops=("terms.nmse", "toggle.nmse", "toggle.miss", "toggle.attached", "search"))
     assert len(steps) == 6, "the shared epoch was trained again"
     assert two["steps"] == 9 and two["experiment_id"] != one["experiment_id"]
@@ -184,11 +185,15 @@ def test_keys_do_not_depend_on_the_process(keys_of, away, tmp_path, record):
     assert record(tmp_path / "out", json.loads(process.stdout)["run"]).keys == keys_of("mart_ours")
 
 
-def test_a_part_that_is_read_later_is_not_passive_before(keys_of):
-    """Its memory fills from the first epoch on, so the stretch before its reader is not the one of a run without it."""
+def test_a_part_that_is_read_later_does_not_part_the_epochs_before(keys_of, session):
+    """The weights are the same until its reader comes; what it remembers by then is carried, and the reader's key knows of it."""
     late = ["parts.ema={use='logit_ema'}", "terms.align={use='mse', a='ema_adv_logits', b='ema_clean_logits', begin=2}"]
-    with_part, without = keys_of("mart", sets=late), keys_of("mart", sets=late[:0])
-    assert len(with_part) == 2 and with_part[0] != keys_of("mart", sets=["terms.mae={begin=2}"])[0] and with_part[0] not in without
+    with_part, other = keys_of("mart", sets=late), keys_of("mart", sets=["terms.mae={begin=2}"])
+    assert len(with_part) == 2 and with_part[0] == other[0] and with_part[1] != other[1]
+    slower = keys_of("mart", sets=[late[0].replace("}", ", decay=0.7}"), late[1]])
+    assert slower[0] == with_part[0] and slower[1] != with_part[1]
+    first = session("mart", sets=late).nodes[0]
+    assert set(first.carries) == {"ema"} and first.folder.name.startswith(first.key + "+")
 
 
 def test_a_passive_part_takes_part_when_it_is_judged(go, tmp_path):

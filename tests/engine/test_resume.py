@@ -107,13 +107,13 @@ class Crash(Exception):
     """What a test puts in the place of a power cut."""
 
 
-@pytest.mark.parametrize("place", ["Runner.validate", "Runner.epoch_done", "checkpoint.forget", "Runner._evaluate", "Trainer._end_epoch"])
+@pytest.mark.parametrize("place", ["Walk.validate", "Walk.epoch_done", "checkpoint.forget", "Runner._evaluate", "Trainer._end_epoch"])
 def test_cut_off_at_the_awkward_places(place, go, record, tmp_path, monkeypatch):
     """Before validation, before and after the record of an epoch, between a new best model and its record, before the evaluation."""
-    from composer.engine import run, train
+    from composer.engine import run, train, walk
 
     whole = go("piat_nmse", tmp_path / "whole")
-    holder, name = {"Runner": run.Runner, "Trainer": train.Trainer, "checkpoint": checkpoint}[place.split(".")[0]], place.split(".")[1]
+    holder, name = {"Runner": run.Runner, "Walk": walk.Walk, "Trainer": train.Trainer, "checkpoint": checkpoint}[place.split(".")[0]], place.split(".")[1]
     plain, cuts = getattr(holder, name), 0
     for countdown in (0, 1, 0, 1):
         left = [countdown]
