@@ -84,18 +84,21 @@ def list_(kind: Annotated[str | None, typer.Argument(help="A kind: loss, view, i
 
 
 @app.command()
-def schema(plugin: Plugins = None) -> None:
+def schema(study: Annotated[bool, typer.Option("--study", help="The schema of studies instead of recipes and settings.")] = False,
+           plugin: Plugins = None) -> None:
     """JSON Schema of recipes, for editors (taplo, VS Code): save it, and name it in a file's first line, `#:schema ./recipe.schema.json`."""
     from composer import verbs
 
     plugins(plugin)
-    say(verbs.schema(), True, "")
+    say(verbs.schema(study=True) if study else verbs.schema(), True, "")
 
 
 def _add_working_verbs() -> None:
+    from composer.cli_ablate import add_to
     from composer.cli_run import add
 
     add(app)
+    add_to(app)
 
 
 _add_working_verbs()

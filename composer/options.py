@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -55,6 +56,7 @@ def pixel_word(text: str) -> PixelWord | None:
     return match and PixelWord(float(match["k"] or 1) / float(match["m"] or 1), match["of"])  # type: ignore[return-value]
 
 
+@cache
 def fraction(text: str) -> float:
     return float(Fraction(text.split("/")[0].strip()) / Fraction(text.split("/")[1].strip()))
 

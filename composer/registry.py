@@ -119,10 +119,16 @@ class Primitive:
                 needs.append(Need(p.name, shape, default))
         return tuple(needs), tuple(options)
 
+    @cached_property
+    def _moments(self) -> dict[str, tuple[Need, ...]]:
+        return {}
+
     def method_needs(self, method: str) -> tuple[Need, ...]:
         """The needs of one moment of a class (`after_step`, `epoch_end`, …)."""
-        fn = getattr(self.fn, method, None)
-        return self._parse(fn)[0] if fn else ()
+        if method not in self._moments:
+            fn = getattr(self.fn, method, None)
+            self._moments[method] = self._parse(fn)[0] if fn else ()
+        return self._moments[method]
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -156,6 +162,7 @@ class Registry:
     def __init__(self) -> None:
         self._of: dict[str, dict[str, Primitive]] = {kind: {} for kind in KINDS}
         self.frozen = False
+        self.memory: dict[Any, Any] = {}                   # what has been read of recipes with these primitives
 
     def add(self, primitive: Primitive) -> None:
         if self.frozen:
@@ -166,6 +173,7 @@ class Registry:
             raise ComposerError(f"{primitive.kind} '{primitive.name}' is registered twice: {held.origin} and {primitive.origin}",
                                 fix="rename one of them")
         self._of[primitive.kind][primitive.name] = primitive
+        self.memory.clear()
 
     def get(self, kind: str, name: str) -> Primitive:
         if kind not in self._of:
@@ -190,6 +198,7 @@ class Registry:
         for table in self._of.values():
             for name in [n for n, p in table.items() if p.file == file]:
                 del table[name]
+        self.memory.clear()
 
 
 REGISTRY = Registry()

@@ -89,12 +89,12 @@ def without_rewound(records: list[tuple[int, Record]]) -> list[tuple[int, Record
 
 
 def journals(out: Path) -> Iterator[Journal]:
-    """The journals of a store that have records waiting."""
-    for depth in ("*", "*/*", "*/*/*"):
-        for path in sorted(Path(out).glob(f"{depth}/track.jsonl")):
-            journal = Journal(path.parent)
-            if journal.waiting():
-                yield journal
+    """The journals of a store that have records waiting; those of grids first, since other runs stand below theirs."""
+    found = [path for depth in ("*", "*/*", "*/*/*") for path in sorted(Path(out).glob(f"{depth}/track.jsonl"))]
+    for path in sorted(found, key=lambda path: path.parts[-3] not in ("studies", "sweeps")):
+        journal = Journal(path.parent)
+        if journal.waiting():
+            yield journal
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from composer.track_journal import Journal, Record, locked
-from composer.track_names import BATCH, PARAM, TAG, bare, chunks, texts
+from composer.track_names import BATCH, EXPERIMENT, PARAM, PARENT, PARENT_AT, PARENT_KEY, TAG, bare, chunks, texts
 
 KEY_TAG = "composer.key"
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -61,6 +61,12 @@ def experiment_id(client: Any, name: str, artifacts: str | None) -> str:
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
+
+
+def run_of_key(client: Any, experiment: str, key: str) -> str | None:
+    """The id of the run whose journal has this key."""
+    found = client.search_runs([experiment], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    return found[0].info.run_id if found else None
 
 
 class Sender:
@@ -114,12 +120,25 @@ class Sender:
 
     def _create(self, client: Any, start: Record) -> str:
         """A process that died between making the run and noting its id left it under the journal's key."""
-        experiment = experiment_id(client, start["experiment"], self.artifacts)
-        found = client.search_runs([experiment], filter_string=f"tags.`{KEY_TAG}` = '{start['key']}'", max_results=1)
+        experiment = experiment_id(client, start["tags"].get(EXPERIMENT) or start["experiment"], self.artifacts)
+        found = run_of_key(client, experiment, start["key"])
         if found:
-            return found[0].info.run_id
+            return found
         tags = {KEY_TAG: start["key"]} | {name: value for name, value in start["tags"].items() if name.startswith("mlflow.")}
+        tags |= self._parent(client, experiment, start["tags"])
         return client.create_run(experiment, start_time=start["time"], tags=tags, run_name=start["name"]).info.run_id
+
+    def _parent(self, client: Any, experiment: str, tags: Record) -> dict[str, str]:
+        """The tag that puts a run below its grid's. The grid's journal may still wait, as may this one: it is sent first.
+
+        Errors: LookupError while it waits.
+        """
+        if PARENT_KEY not in tags:
+            return {}
+        found = run_of_key(client, experiment, tags[PARENT_KEY])
+        if found is None and Journal(self.out / tags.get(PARENT_AT, "")).waiting():
+            raise LookupError("the run of its grid has not been sent yet")
+        return {PARENT: found} if found else {}
 
     def _send_some(self, client: Any, pending: list[tuple[int, Record]], at: int) -> int:
         """Send the record at `at`, with the metrics that follow it if it is one; returns the index behind."""
@@ -147,8 +166,10 @@ class Sender:
         """Parameters never change once logged: what a resumed run has new is added, what differs becomes a tag beside it."""
         from mlflow.entities import Param, RunTag
 
-        held = client.get_run(self.run_id).data.params
+        run = client.get_run(self.run_id)
+        held = run.data.params
         params, tags = texts(record["params"], PARAM), texts(record["tags"], TAG) | {KEY_TAG: record["key"]}
+        tags |= self._parent(client, run.info.experiment_id, record["tags"])
         tags |= {f"changed.{name}"[:250]: value[:TAG] for name, value in params.items() if held.get(name, value) != value}
         for batch in chunks((Param(name, value) for name, value in params.items() if name not in held), BATCH["params"]):
             client.log_batch(self.run_id, params=batch)

@@ -10,6 +10,8 @@ from typing import Any
 
 KEY, PARAM, TAG = 250, 6000, 5000                             # characters of a name, a parameter's value, a tag's value (older servers too)
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}         # entries of one request
+PARENT, PARENT_KEY, PARENT_AT = "mlflow.parentRunId", "composer.parent", "composer.parent_folder"     # tags of a grid's run: see track_grid
+EXPERIMENT = "composer.experiment"                            # tag: the experiment to stand in, in place of the recipe's own
 STATUS = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 
 

@@ -11,7 +11,7 @@ from composer.errors import ComposerError
 from composer.shapes import Ge, Images, Labels, Norm, Pixels, Scalar, Start, Tensor, ThreatPixels, ThreatSteps
 
 
-@inner(makes=("kappa",), draws={"noise": ("gaussian", "steps")}, optimum=False)
+@inner(makes=("kappa",), sees=("logits",), draws={"noise": ("gaussian", "steps")}, optimum=False)
 def fat(x: Images, climb: Any, eps: Scalar, draws: dict[str, list[Tensor]], y: Labels, *, step: ThreatPixels, steps: ThreatSteps, start: Start,
         norm: Norm, tau: Annotated[float, Ge(0)] = 1.0, omega: Pixels = 0.001) -> dict[str, Tensor]:
     """Friendly adversarial training's ascent: every image stops `tau` steps after it was first seen misclassified.

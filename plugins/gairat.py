@@ -28,7 +28,7 @@ def gairat(adv_kappa: PerExample, *, lam: float = -1.0, assign: Literal["tanh", 
     return (nearness.tanh() + 1) / 2 if assign == "tanh" else nearness.sigmoid()
 
 
-@inner(makes=("kappa",))
+@inner(makes=("kappa",), sees=("logits",))
 def ga_pgd(x: Images, climb: Any, eps: Scalar, draws: dict[str, list[Tensor]], y: Labels, *, step: ThreatPixels, steps: ThreatSteps, start: Start,
            norm: Norm) -> dict[str, Tensor]:
     """Projected gradient ascent that counts, for every example, the iterates that are still classified correctly.

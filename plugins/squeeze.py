@@ -59,7 +59,7 @@ def symmetric_kl(a: Logits, b: Logits, *, targets: Literal["constant", "attached
     return ((to_a.exp() * (to_a - log_a)).sum(1) + (to_b.exp() * (to_b - log_b)).sum(1)) / 2
 
 
-@inner(makes=("x_col",), climbs_x=True, draws={"noise": ("gaussian", 2)}, optimum=False)
+@inner(makes=("x_col",), climbs_x=True, sees=("logits", "col_logits", "clean_logits"), draws={"noise": ("gaussian", 2)}, optimum=False)
 def squeeze(x: Images, climb: Any, eps: Scalar, draws: dict[str, list[Tensor]], y: Labels, *, step: ThreatPixels, steps: ThreatSteps, norm: Norm,
             sigma: Pixels = 0.001) -> dict[str, Tensor]:
     """Ascent of two points: at each step the least and the most sure of the clean and the two moving images both take a step.

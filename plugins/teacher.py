@@ -18,7 +18,16 @@ def _live(options: dict[str, Any]) -> bool:
     return options["train"]
 
 
-@part
+def _refuses(options: dict[str, Any]) -> tuple[str, str, str] | None:
+    if not options["train"] and not options["checkpoint"]:
+        return "checkpoint", "a teacher that is not trained along needs weights", "a file of weights, or the name of a finished run; or train = true"
+    model = options["model"]
+    if options["train"] and options["bn"] == "train" and model is not None and model.options.get("dropout"):
+        return "model", "the teacher has random layers, which would be the same at every step", 'bn = "eval", or dropout = 0'
+    return None
+
+
+@part(refuses=_refuses)
 class teacher:
     """A second network; its logits at every point that something reads.
 

@@ -12,7 +12,7 @@ from composer._testing.report import need
 from composer._testing.static import Static
 from composer._testing.tensors import EPS, from_logits, head_roots, tensors, views, with_aliases
 from composer._testing.values import floats, is_rows, need_of, options_of, variants
-from composer.plan.needs import has
+from composer.plan.needs import cut_needs, has
 from composer.registry import Primitive
 from composer.shapes import Shape
 
@@ -194,6 +194,17 @@ def neutral(case: Case) -> None:
             need(close(out, next(iter(needs.values()))), said + "the view is not its first need")
 
 
+def cuts(case: Case) -> None:
+    """The needs that get no gradient are those that the decorator's `cuts` names: the plan's cost of a pass rests on it."""
+    needs = case.batch()
+    free = {name: v.detach().clone().requires_grad_() for name, v in needs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    out = case.call(needs | free)
+    found = torch.autograd.grad(out.sum(), list(free.values()), allow_unused=True) if out.requires_grad else [None] * len(free)
+    dead, said = {name for name, g in zip(free, found) if g is None}, set(cut_needs(case.primitive, case.options))
+    need(dead <= said, f"no gradient reaches {', '.join(sorted(dead - said))}: say so in the decorator, cuts = {sorted(dead)}")
+    need(said <= dead, f"a gradient reaches {', '.join(sorted(said - dead))}, which its decorator calls cut")
+
+
 def _form(out: object) -> str:
     return f"a tensor {list(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
 
@@ -214,6 +225,8 @@ def checks(primitive: Primitive, given: Given, needs: Given) -> dict[str, Callab
         found["dial"] = lambda: dials(usual)
     if not usual.leaf():
         found["trace"] = lambda: traces(usual)
+        if primitive.kind != "radius":
+            found["cuts"] = _each(cuts, primitive, given, needs)
     if primitive.flags.get("neutral"):
         found["neutral"] = lambda: neutral(usual)
     return found

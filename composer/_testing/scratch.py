@@ -19,5 +19,6 @@ def scratch() -> Iterator[None]:
         yield
     finally:
         REGISTRY._of, REGISTRY.frozen = primitives, frozen
+        REGISTRY.memory.clear()
         plugins._loaded.clear()
         plugins._loaded.update(loaded)

@@ -54,6 +54,7 @@ class Bench(Session):
             self.net.channels_last = False
             self.net.model.to(memory_format=torch.contiguous_format)
         self.streams = Streams(seed, self.device)
+        self.guests: dict[str, tuple[str, ...]] = {}
         self.nodes = [Node(segment, plan, {}, "", Path("bench")) for segment, plan in plans_of(recipe, share=not self.net.stochastic)]
 
     def feed(self, segment: Any, path: str = "") -> Any:

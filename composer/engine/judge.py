@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from composer.engine.checkpoint import weights_digest
+from composer.engine.facts import Facts, check_asked
 from composer.engine.session import Session
-from composer.errors import ComposerError
+from composer.errors import ComposerError, Errors
 from composer.options import plain
-from composer.plan.whole import place
+from composer.plan.whole import place, unjudged
 from composer.registry import REGISTRY
-
-CHEAP = ("aa",)        # measures the unselected model is spared, unless asked for
 
 
 class Overlaid(nn.Module):
@@ -64,16 +63,10 @@ def validation_model(session: Session, parts: dict[str, Any], which: str) -> nn.
 def check_judging(session: Session) -> None:
     """Before hours of training: weights that are to be judged exist in every stretch that may be judged, and the measures' libraries are there."""
     recipe = session.recipe
-    selects = recipe.select.held_out > 0 and recipe.select.attack is not None
-    last = session.nodes[-1].segment
-    begin = last.first if recipe.select.from_ == "last_phase" else int(recipe.select.from_)
-    for path, which, first in (("select.weights", recipe.select.weights, 1 if selects or recipe.trace.every else last.last + 1),
-                               ("evaluate.weights", recipe.evaluate.weights, begin if selects else last.last)):
-        for node in (n for n in session.nodes if n.segment.last >= first):
-            offering = sorted(part.id for part in node.plan.parts if hasattr(REGISTRY.get("part", part.use).fn, "weights"))
-            if which != "live" and which not in offering:
-                raise ComposerError(f"{path} = \"{which}\", and no part of that name offers weights in epochs {node.segment.first}-{node.segment.last}",
-                                    where=place(recipe)(path), fix=f"one of {', '.join(['live', *offering])}")
+    errors = unjudged(recipe, [(node.segment, node.plan) for node in session.nodes])
+    if errors:
+        raise Errors(errors)
+    check_asked(session)
     if recipe.evaluate.logits == "cosine" and not hasattr(getattr(session.net.model, "head", None), "scale"):
         raise ComposerError('evaluate.logits = "cosine"', where=place(recipe)("evaluate.logits"),
                             why=f"the head '{recipe.model.head.use}' has no scale: its logits are no cosines", fix='"scaled", or model.head.use = "hypersphere"')
@@ -131,14 +124,15 @@ class Validator:
         return found
 
     def _trace(self, epoch: int, parts: dict[str, Any]) -> dict[str, float]:
-        """Curves; those on the test split are marked, and nothing selects by them."""
+        """Curves; those on the test split are marked, and nothing selects by them. Diagnostics stand apart: they are no accuracies."""
         from composer.evaluate.protocol import evaluate
 
         trace = self.recipe.trace
         x, y = self.images(trace.on)
         model = validation_model(self.session, parts, self.recipe.select.weights)
-        result = evaluate(model, x, y, trace.measures, threat=self.recipe.threat, seed=self.session.seed, batch_size=batch_of(self.session))
-        return {f"trace-{trace.on}/{name}": value for name, value in result.metrics.items()}
+        run = Facts(self.session, judged_weights(self.session, parts, self.recipe.select.weights, "select.weights"), parts, epoch)
+        result = evaluate(model, x, y, trace.measures, threat=self.recipe.threat, seed=self.session.seed, batch_size=batch_of(self.session), run=run)
+        return {f"{'diagnostic' if name in result.units else 'trace'}-{trace.on}/{name}": value for name, value in result.metrics.items()}
 
     def score(self, epoch: int, metrics: dict[str, float]) -> float | None:
         """What the best epoch is chosen by; None where this epoch may not be chosen."""
@@ -165,23 +159,28 @@ def plain_model(session: Session, weights: dict[str, Tensor]) -> nn.Module:
 def evaluation_folder(session: Session, weights: dict[str, Tensor]) -> tuple[Path, str]:
     """evaluations/<weights, model, judged output>/<threat and data>"""
     recipe = session.recipe
-    subject = _short({"weights": weights_digest(weights), "model": plain([recipe.model.use, recipe.model.options, recipe.model.head]),
-                      "mean": recipe.model.mean, "std": recipe.model.std, "logits": recipe.evaluate.logits})
+    subject = subject_of(recipe, weights_digest(weights))
     protocol = _short({"threat": plain([recipe.threat.norm, recipe.threat.eps]), "data": session.dataset.digest})
     return session.settings.out / "evaluations" / subject / protocol, subject
 
 
+def subject_of(recipe: Any, weights: str) -> str:
+    """The folder below evaluations/ of the weights with this digest, as this recipe has them judged."""
+    return _short({"weights": weights, "model": plain([recipe.model.use, recipe.model.options, recipe.model.head]),
+                   "mean": recipe.model.mean, "std": recipe.model.std, "logits": recipe.evaluate.logits})
+
+
 def judge(session: Session, weights: dict[str, Tensor], *, full: bool, progress: Callable[[str, int, int], None]) -> Any:
-    """The recipe's protocol on these weights; without its costly measures when not `full`."""
+    """The recipe's protocol on these weights; when not `full`, the model is spared the measures registered as costly."""
     from composer.evaluate.protocol import evaluate
 
     recipe = session.recipe
-    measures = [m for m in recipe.evaluate.measures if full or m.use not in CHEAP]
+    measures = [m for m in recipe.evaluate.measures if full or not REGISTRY.get("measure", m.use).flags.get("costly")]
     x, y = session.images("test")
     folder, subject = evaluation_folder(session, weights)
     model = plain_model(session, weights)
     return evaluate(model, x.to(session.device), y.to(session.device), measures, threat=recipe.threat, seed=session.seed, store=folder,
-                    batch_size=batch_of(session), progress=progress, subject_digest=subject)
+                    batch_size=batch_of(session), progress=progress, subject_digest=subject, run=Facts(session, weights))
 
 
 def _short(value: Any) -> str:

@@ -20,6 +20,10 @@ BEAT = 10.0
 UNFINISHED = 5.0     # seconds that a lock without a readable owner is taken for one that is being written
 
 
+class Held(ComposerError):
+    """Another living process works on the folder: the same call may succeed later."""
+
+
 class Lock:
     """Held while a node trains. A thread keeps its heart beating through long validations; a dead owner's lock is taken over.
 
@@ -39,7 +43,7 @@ class Lock:
                 self._thread.start()
                 return self
             self._take_over()
-        raise ComposerError(f"{self.path} cannot be taken", why="other processes keep taking it", fix="wait for them, then run again")
+        raise Held(f"{self.path} cannot be taken", why="other processes keep taking it", fix="wait for them, then run again")
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
@@ -103,8 +107,8 @@ class Lock:
         held, age = self._read(), self._age()
         if _alive(held, age):
             owner = held or {"pid": 0, "host": "?"}
-            raise ComposerError(f"another process is training this: pid {owner['pid']} on {owner['host']}", where=str(self.path),
-                                fix="wait for it, or stop it; a lock whose owner is gone is taken over by itself")
+            raise Held(f"another process is training this: pid {owner['pid']} on {owner['host']}", where=str(self.path),
+                       fix="wait for it, or stop it; a lock whose owner is gone is taken over by itself")
         aside = self.path.with_name(f".lock-{self._mine['token']}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path, aside)                            # one of several that try gets it

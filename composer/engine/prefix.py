@@ -37,7 +37,7 @@ def train_prefix(recipe: Any, *, seed: int, until: int, guests: Sequence[Any] = 
 
 def prepare(session: Session, until: int, guests: Sequence[Any]) -> None:
     """The session's nodes up to the epoch, with the passive parts of others."""
-    init = session._init_digest() if session.recipe.train.init else None
+    init = session.init_digest() if session.recipe.train.init else None
     ground, root = session.ground(init), chain.root(session.seed, init)
     others = []
     for other in guests:

@@ -130,14 +130,14 @@ class Runner:
             "selected": chosen, "selected_epoch": p.best["epoch"] if chosen == "best" else p.epoch,
             "metrics": judged.metrics, "metrics_other": second.metrics if second else {}, "trust": judged.trust, "out": str(self.settings.out),
             "mlflow_run_id": None,
-        } | self._expect(judged) | self._adoptions()
+        } | ({"units": judged.units} if judged.units else {}) | self._expect(judged) | self._adoptions()
 
     def _expect(self, judged: Any) -> dict[str, Any]:
         if not self.recipe.expect:
             return {}
         from composer.report.table import compare_expect
 
-        return {"expect": compare_expect(self.recipe.expect, judged.metrics, judged.n)}
+        return {"expect": compare_expect(self.recipe.expect, judged.metrics, judged.n, judged.units)}
 
     def _adoptions(self) -> dict[str, Any]:
         found = [f"epochs {n.segment.first}-{n.segment.last}: {n.adopted}" for n in self.session.nodes if n.adopted]

@@ -85,7 +85,7 @@ class Session:
     # -- nodes ---------------------------------------------------------------------------------------------------------------------
 
     def _nodes(self) -> list[Node]:
-        init = self._init_digest() if self.recipe.train.init else None
+        init = self.init_digest() if self.recipe.train.init else None
         nodes = chain.stretches(self.recipe, self.ground(init), self.settings.out)
         return chain.grow(nodes, chain.root(self.seed, init), self.folder, self.mark)
 
@@ -105,7 +105,7 @@ class Session:
             data=self.dataset.digest, steps=lambda size, keep: steps_in(extra, rows, size, keep), stochastic=self.net.stochastic, init=init,
             file=lambda given, where: keys.file_digest(resolve_init(given, out, where)), machine=machine_of(self.settings, self.device))
 
-    def _init_digest(self) -> str:
+    def init_digest(self) -> str:
         from composer.engine.checkpoint import weights_digest
 
         return weights_digest(self.net.model.state_dict())

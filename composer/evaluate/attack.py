@@ -118,8 +118,17 @@ def run_attack(attack: Attack, judge: Judge, x: Tensor, y: Tensor, draws: Draws,
 
 def _batch(attack: Attack, judge: Judge, x: Tensor, y: Tensor, rows: Tensor, draws: Draws, restart: int) -> tuple[Tensor, Tensor]:
     xb, yb = _to(judge, x[rows.to(x.device)], y[rows.to(y.device)])
-    primitive = REGISTRY.get("inner", attack.inner)
     climb = Climb(judge, xb, yb, attack.loss)
+    held = judge.correct(attack_points(attack, judge, xb, yb, rows, draws, restart, climb), yb)
+    if attack.keep == "any":
+        held &= ~climb.missed
+    return held, climb.zero_grad if climb.zero_grad is not None else torch.zeros_like(held)
+
+
+def attack_points(attack: Attack, judge: Judge, xb: Tensor, yb: Tensor, rows: Tensor, draws: Draws, restart: int = 0, climb: Climb | None = None) -> Tensor:
+    """The attack's end points for the images xb, which are the images `rows` of the whole: their noise is drawn by that place."""
+    climb = climb or Climb(judge, xb, yb, attack.loss)
+    primitive = REGISTRY.get("inner", attack.inner)
     kind, start = _start(attack.start)
     noise = {"start": [draws.rows(kind, str(restart), rows, xb) if kind else None]}
     for name, (sort, count) in primitive.flags.get("draws", {}).items():
@@ -127,10 +136,7 @@ def _batch(attack: Attack, judge: Judge, x: Tensor, y: Tensor, rows: Tensor, dra
         noise[name] = [draws.rows(sort, f"{restart}/{name}/{k}", rows, xb) for k in range(count)]
     roots = {need.name: climb._tensor(need.name, xb) for need in primitive.needs if need.name in ("y", "model")}
     made = primitive.fn(xb, climb, attack.eps, noise, **roots, **attack.options, norm=_ball(attack.norm), start=start)
-    held = judge.correct(made["point"].detach(), yb)
-    if attack.keep == "any":
-        held &= ~climb.missed
-    return held, climb.zero_grad if climb.zero_grad is not None else torch.zeros_like(held)
+    return made["point"].detach()
 
 
 def _ball(ref: Ref) -> Callable[[Tensor, Any], Any]:

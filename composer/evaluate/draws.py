@@ -22,6 +22,15 @@ class Draws:
     def seed(self, path: str, step: int | str) -> int:
         return stream_seed(self._seed, f"{self.prefix}/{path}", step)
 
+    def bits(self, path: str, rows: Tensor, words: int) -> Tensor:
+        """[len(rows), words] int32 on the CPU: 32 fair coins a word, of each of the images `rows` (ascending) its own."""
+        pieces = []
+        for start in torch.unique(rows // CHUNK).tolist():
+            generator = torch.Generator().manual_seed(self.seed(path, start * CHUNK))
+            drawn = torch.randint(-2**31, 2**31, (CHUNK, words), generator=generator, dtype=torch.int32)
+            pieces.append(drawn[rows[(rows >= start * CHUNK) & (rows < (start + 1) * CHUNK)] - start * CHUNK])
+        return torch.cat(pieces)
+
     def rows(self, kind: str, path: str, rows: Tensor, like: Tensor) -> Tensor:
         """Noise of the images `rows` (ascending indices on the CPU), shaped after `like`; kind as in shapes.Shape.draw."""
         from composer.engine.streams import Streams

@@ -14,8 +14,10 @@ Report = Callable[..., None]
 
 
 @measure
-def clean(model: Module, x: Images, y: Labels, batch_size: int = 250) -> Measured:
+def clean(model: Module, x: Images, y: Labels, batch_size: int = 250, *, split: Literal["test", "val", "train"] = "test") -> Measured:
     """Accuracy on the images as they are.
+
+    split   test, or of the run that is judged: val, the images held out for selection; train, those trained on, without augmentation
 
     Formula: mean_i [argmax_k f(x_i)_k = y_i]   [share of images]
     Paper:   standard
@@ -60,6 +62,23 @@ def pgd(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report
 
 
 @measure(attack=True)
+def mim(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, *, loss: LossSpec = "ce", eps: ThreatPixels,
+        step: ThreatPixels, steps: ThreatSteps, mu: Annotated[float, Ge(0)] = 1.0, restarts: Annotated[int, Ge(1)] = 1, start: Start, norm: Norm,
+        keep: Literal["last", "any"] = "last") -> Measured:
+    """Accuracy under the momentum iterative method: ascent along the decayed sum of gradients of length 1 in l1.
+
+    The verdict is that of `pgd`. Start and step are the threat's; Dong et al. start at the image and step by eps / steps.
+
+    Formula: mean_i [correct(x_i) and correct(x_i^S)], x^S the point of the inner maximum `mim`   [share of images]
+    Paper:   Dong et al., CVPR 2018
+    """
+    from composer.evaluate.attack import Attack, run_attack
+
+    attack = Attack("mim", loss, eps, norm, start, {"step": step, "steps": steps, "mu": mu}, restarts, keep)
+    return run_attack(attack, model, x, y, draws, batch_size, report)
+
+
+@measure(attack=True)
 def cw(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, *, confidence: Annotated[float, Ge(0)] = 50.0,
        eps: ThreatPixels, step: ThreatPixels, steps: ThreatSteps, restarts: Annotated[int, Ge(1)] = 1, start: Start, norm: Norm,
        keep: Literal["last", "any"] = "last") -> Measured:
@@ -76,7 +95,7 @@ def cw(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report:
     return run_attack(attack, model, x, y, draws, batch_size, report)
 
 
-@measure(attack=True, partition=True, library="pyautoattack")
+@measure(attack=True, partition=True, costly=True, library="pyautoattack")
 def aa(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, slot: Any, *,
        version: Literal["standard", "plus", "rand"] = "standard", eps: ThreatPixels, norm: Norm) -> Measured:
     """Accuracy under AutoAttack, run by its library attack by attack on the images that still stand, resumable at every batch.
@@ -104,7 +123,7 @@ def apgd_ce(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, re
     return run_autoattack(model, x, y, draws, batch_size, report, slot, version="standard", eps=eps, norm=norm, only="apgd-ce")
 
 
-@measure(attack=True, partition=True, library="pyautoattack")
+@measure(attack=True, partition=True, costly=True, library="pyautoattack")
 def fab(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, slot: Any, *, eps: ThreatPixels, norm: Norm) -> Measured:
     """Accuracy under the targeted Fast Adaptive Boundary attack alone, as AutoAttack runs it: 100 iterations for each of up to 9 targets.
 
@@ -116,7 +135,7 @@ def fab(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report
     return run_autoattack(model, x, y, draws, batch_size, report, slot, version="standard", eps=eps, norm=norm, only="fab-t")
 
 
-@measure(attack=True, partition=True, library="pyautoattack")
+@measure(attack=True, partition=True, costly=True, blind=True, library="pyautoattack")
 def square(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, slot: Any, *,
            queries: Annotated[int, Ge(1)] = 5000, eps: ThreatPixels, norm: Norm) -> Measured:
     """Accuracy under the Square attack alone: random squares, kept where the margin falls; no gradient.

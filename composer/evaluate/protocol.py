@@ -11,7 +11,7 @@ from composer.errors import ComposerError
 from composer.evaluate.draws import Draws
 from composer.evaluate.guard import Judge, undisturbed
 from composer.evaluate.options import resolve_options
-from composer.evaluate.results import Evaluation, Measured
+from composer.evaluate.results import Evaluation, Measured, Run
 from composer.evaluate.store import Slot, data_digest, digest
 from composer.evaluate.trust import Verdict, judge_trust, probe
 from composer.options import plain
@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: Sequence[MeasureSpec], *, threat: Threat, seed: int,
              store: Path | str | None = None, batch_size: int = 250, progress: Progress | None = None,
-             subject_digest: str = "") -> Evaluation:
+             subject_digest: str = "", run: Run | None = None) -> Evaluation:
     """Run the measures on the first n images each asks for.
 
     model     images [N,C,H,W] -> float32 logits [N,K]; a module is put into eval mode for the time and left as it was
@@ -34,8 +34,9 @@ def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: 
               an AutoAttack that was killed goes on where it was
     progress  called as (name, done, total); name is "aa/apgd-t" inside AutoAttack
     subject_digest  of weights, model and judged output, if the caller knows it: enters the keys of the stored results
+    run       what is known of the run that made the model; measures of other images than x, of radii or of times need it
 
-    Errors: ComposerError for images outside [0,1], doubled names, unknown options, a measure whose library is missing.
+    Errors: ComposerError for images outside [0,1], doubled names, unknown options, a measure whose library or run is missing.
     """
     from composer.plugins import load_catalogue
 
@@ -43,21 +44,22 @@ def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: 
     _check(x, y, measures, batch_size)
     began = time.perf_counter()
     verdicts: list[Verdict] = []
-    hashes: dict[int, str] = {}
+    hashes: dict[tuple[str, int], str] = {}
     with undisturbed(model) as judge:
         seen = probe(judge, _move(judge, x[:batch_size]))
         for spec in measures:
-            options = resolve_options(spec, threat)
-            n = min(spec.n or len(y), len(y))
-            if store and n not in hashes:
-                hashes[n] = data_digest(x[:n], y[:n])
-            about = _about(REGISTRY.get("measure", spec.use), options, hashes.get(n, ""), seed, batch_size, subject_digest)
-            result = _once(spec, options, judge, x[:n], y[:n], seed, batch_size, _slot(store, about), about, progress)
-            verdicts.append(Verdict(spec.name, spec.use, options, result, bool(REGISTRY.get("measure", spec.use).flags.get("attack"))))
+            primitive, options = REGISTRY.get("measure", spec.use), resolve_options(spec, threat)
+            xs, ys, part = _images(spec, options, x, y, run)
+            if store and part not in hashes:
+                hashes[part] = data_digest(xs, ys)
+            about = _about(primitive, options, hashes.get(part, ""), seed, batch_size, subject_digest, run)
+            slot = _slot(None if primitive.flags.get("record") else store, about)
+            result = _once(spec, options, judge, xs, ys, seed, batch_size, slot, about, progress, run)
+            verdicts.append(Verdict(spec.name, spec.use, options, result, primitive.flags))
     return Evaluation(
-        metrics={v.name: v.result.metric for v in verdicts}, n={v.name: len(v.result.values) for v in verdicts},
+        metrics={v.name: v.result.metric for v in verdicts}, n={v.name: len(v.result.counted) for v in verdicts},
         flags={v.name: v.result.values for v in verdicts}, trust=judge_trust(verdicts, seen), seconds=time.perf_counter() - began,
-        details={v.name: v.result.details for v in verdicts})
+        details={v.name: v.result.details for v in verdicts}, units={v.name: v.unit for v in verdicts if v.unit})
 
 
 def attack_accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, spec: MeasureSpec, threat: Threat, seed: int, epoch: int,
@@ -65,10 +67,14 @@ def attack_accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, spe
     """(clean, robust) accuracy under one attack, for validation inside training; its noise is that of `select/<epoch>`.
 
     Nothing is stored and no trust is judged; the clean accuracy is a by-product of the attack.
+
+    Errors: ComposerError for a diagnostic, whose value is no accuracy.
     """
     from composer.plugins import load_catalogue
 
     load_catalogue()
+    if unit := REGISTRY.get("measure", spec.use).flags.get("unit"):
+        raise ComposerError(f"the measure '{spec.use}' cannot select", why=f"its value is in {unit} and no accuracy", fix='say attack = { use = "pgd" }')
     options = resolve_options(spec, threat)
     n = min(spec.n or len(y), len(y))
     with undisturbed(model) as judge:
@@ -78,23 +84,52 @@ def attack_accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, spe
 
 
 def run_measure(spec: MeasureSpec, options: dict[str, Any], judge: Judge, x: Tensor, y: Tensor, draws: Draws, batch_size: int,
-                report: Callable[..., None], slot: Slot) -> Measured:
+                report: Callable[..., None], slot: Slot, run: Run | None = None) -> Measured:
     """Call the measure with what it asks for by name."""
     primitive = REGISTRY.get("measure", spec.use)
-    offered = {"model": judge, "x": x, "y": y, "draws": draws, "batch_size": batch_size, "report": report, "slot": slot}
+    offered = {"model": judge, "x": x, "y": y, "draws": draws, "batch_size": batch_size, "report": report, "slot": slot, "run": run}
+    if run is None and any(need.name == "run" and need.default is ... for need in primitive.needs):
+        raise ComposerError(f"the measure '{spec.name}' asks for the run that trained the model", why="a bare model is judged",
+                            fix="leave the measure out, or judge a finished run")
     unknown = [need.name for need in primitive.needs if need.name not in offered]
     if unknown:
         raise ComposerError(f"measure '{spec.use}' asks for '{unknown[0]}'", where=primitive.origin, fix=f"a measure may ask for {', '.join(offered)}")
     result = primitive.fn(**{need.name: offered[need.name] for need in primitive.needs}, **options)
-    if result.values.shape != (len(y),):
-        raise ComposerError(f"measure '{spec.use}' returned values of shape {tuple(result.values.shape)}", where=primitive.origin,
-                            fix=f"return one value for each of the {len(y)} images")
+    _check_values(result, primitive, len(y))
     return result
 
 
-def _about(primitive: Primitive, options: dict[str, Any], data: str, seed: int, batch_size: int, subject: str) -> dict[str, Any]:
+def _check_values(result: Measured, primitive: Primitive, n: int) -> None:
+    """A verdict is bool, one an image. A diagnostic says its unit; it is of other things than these images where it asks for the run alone."""
+    unit, shape = primitive.flags.get("unit"), tuple(result.values.shape)
+    of_images = not unit or any(need.name == "x" for need in primitive.needs)
+    if len(shape) != 1 or of_images and shape != (n,):
+        raise ComposerError(f"measure '{primitive.name}' returned values of shape {shape}", where=primitive.origin,
+                            fix=f"return one value for each of the {n} images")
+    if result.values.is_floating_point() != bool(unit):
+        raise ComposerError(f"measure '{primitive.name}' returned values of type {result.values.dtype}", where=primitive.origin,
+                            why=f"its unit is {unit}: a float diagnostic" if unit else "it names no unit: a verdict, True where the model withstood",
+                            fix="return bool values, or register it as a diagnostic: @measure(unit=\"pixels\")")
+
+
+def _images(spec: MeasureSpec, options: dict[str, Any], x: Tensor, y: Tensor, run: Run | None) -> tuple[Tensor, Tensor, tuple[str, int]]:
+    """The first n images the measure is given, and their name: those of the caller, or of the split that the measure's option names."""
+    split = options.get("split", "test")
+    if split != "test":
+        if run is None:
+            raise ComposerError(f"the measure '{spec.name}' asks for the {split} images of the run", why="a bare model is judged",
+                                fix="leave the measure out, or judge a finished run")
+        x, y = run.images(split, spec.n)
+        _check(x, y, (), 1)
+    n = min(spec.n or len(y), len(y))
+    return x[:n], y[:n], (split, n)
+
+
+def _about(primitive: Primitive, options: dict[str, Any], data: str, seed: int, batch_size: int, subject: str, run: Run | None) -> dict[str, Any]:
     """All that can change the flags; the printed name is not part of it."""
     about = {"use": primitive.name, "options": plain(options), "data": data, "seed": seed, "subject": subject}
+    if run is not None and any(need.name == "run" for need in primitive.needs):
+        about["run"] = run.key
     if primitive.flags.get("partition"):
         about["batch_size"] = batch_size           # its random numbers depend on how the images are cut into batches
     if library := primitive.flags.get("library"):
@@ -116,7 +151,7 @@ def _slot(store: Path | str | None, about: dict[str, Any]) -> Slot:
 
 
 def _once(spec: MeasureSpec, options: dict[str, Any], judge: Judge, x: Tensor, y: Tensor, seed: int, batch_size: int, slot: Slot,
-          about: dict[str, Any], progress: Progress | None) -> Measured:
+          about: dict[str, Any], progress: Progress | None, run: Run | None) -> Measured:
     held = slot.load()
     if held:
         return held
@@ -126,7 +161,7 @@ def _once(spec: MeasureSpec, options: dict[str, Any], judge: Judge, x: Tensor, y
             progress(f"{spec.name}/{stage}" if stage else spec.name, done, total)
 
     began = time.perf_counter()
-    result = run_measure(spec, options, judge, x, y, Draws(seed, f"evaluate/{spec.use}"), batch_size, report, slot)
+    result = run_measure(spec, options, judge, x, y, Draws(seed, f"evaluate/{spec.use}"), batch_size, report, slot, run)
     result.details.setdefault("seconds", time.perf_counter() - began)
     slot.save(result, about)
     return result

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from composer.shapes import Tensor
 
 
 @dataclass
 class Measured:
-    """One measure's answer for n images.
+    """One measure's answer.
 
-    values   [n], bool for a verdict (True: the model withstood), float for a diagnostic; the printed number is their mean
+    values   [n] bool, a verdict on every image (True: the model withstood): the printed number is an accuracy, their mean. Or float, of a
+             diagnostic (a measure registered with a `unit`): the printed number is the mean of those that are not NaN, in that unit; NaN
+             says that an image does not count (misclassified, where the mean is over correct ones)
     extra    further [n] tensors by name (`clean`: correct before the attack; `zero_grad`: the first input gradient was exactly zero)
     details  JSON-able facts: counts, settings, seconds
     """
@@ -22,13 +24,23 @@ class Measured:
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def counted(self) -> Tensor:
+        """The values that enter the mean."""
+        return self.values[~self.values.isnan()] if self.values.is_floating_point() else self.values
+
+    @property
     def metric(self) -> float:
-        return float(self.values.double().mean()) if self.values.numel() else float("nan")
+        counted = self.counted
+        return float(counted.double().mean()) if counted.numel() else float("nan")
 
 
 @dataclass
 class Evaluation:
-    """All measures of a protocol on one model. Accuracies are in [0,1]; `flags` holds the per-image values on the CPU by printed name."""
+    """All measures of a protocol on one model. Accuracies are in [0,1]; `flags` holds the per-image values on the CPU by printed name.
+
+    units  of the diagnostics alone, by printed name: what stands here is no accuracy, is never shown in percent and never selects
+    n      images behind each number; of a diagnostic, those that count
+    """
 
     metrics: dict[str, float]
     n: dict[str, int]
@@ -36,6 +48,25 @@ class Evaluation:
     trust: dict[str, Any]                 # {"ok": bool, "flags": [str]}
     seconds: float
     details: dict[str, dict[str, Any]]
+    units: dict[str, str] = field(default_factory=dict)
+
+
+class Run(Protocol):
+    """What a measure may ask of the run whose weights are judged, by the need `run`; None where a bare model is judged.
+
+    key    what decides the run's bits: part of the key of what such a measure stores
+    """
+
+    key: str
+
+    def images(self, split: str, n: int | None = None) -> tuple[Tensor, Tensor]:
+        """(float images in [0,1], labels), the first n: `train` (the images trained on, as they are) or `val` (those held out)."""
+
+    def radii(self, point: str = "") -> Tensor:
+        """[n] pixels: the radius of the inner maximum in the last stretch, at every training image, for the judged weights."""
+
+    def step_seconds(self) -> Tensor:
+        """[epochs] seconds of one training step, as the run's own record says; NaN where it says nothing."""
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -16,18 +16,33 @@ from composer.shapes import Tensor
 MASKED_GAP = 0.15       # a gradient attack this far above AutoAttack: gradients hide the way (papers print 0 to 10 points for sound models)
 ZERO_SHARE = 0.01       # images whose first input gradient is exactly zero; a float32 cross entropy needs a margin near 100 for that
 SQUARE_SHARE = 0.01     # images that only the query attack of AutoAttack broke
+SEVERAL = 10            # steps from which a gradient attack should beat one that sees no gradient
 CHANGES = 1e-4          # relative change of the logits between two answers to one question
 
 
 @dataclass
 class Verdict:
-    """One measure as the checks see it: its printed name, the registered one, settled options, whether it attacks."""
+    """One measure as the checks see it: its printed name, the registered one, settled options, and the flags it was registered with."""
 
     name: str
     use: str
     options: dict[str, Any]
     result: Measured
-    attack: bool
+    flags: dict[str, Any]
+
+    @property
+    def unit(self) -> str:
+        """Of a diagnostic; "" says that the values are verdicts."""
+        return self.flags.get("unit", "")
+
+    @property
+    def attack(self) -> bool:
+        return bool(self.flags.get("attack")) and not self.unit
+
+    @property
+    def blind(self) -> bool:
+        """It sees no gradient: it may stay far above a gradient attack, and falls below one only where gradients lie."""
+        return bool(self.flags.get("blind"))
 
     @property
     def threat(self) -> tuple[str, str]:
@@ -55,11 +70,11 @@ def probe(judge: Judge, x: Tensor) -> Probe:
 
 def judge_trust(verdicts: list[Verdict], seen: Probe) -> dict[str, Any]:
     """{"ok": bool, "flags": [str]}: one sentence with its numbers for every reason found."""
-    attacks = [v for v in verdicts if v.attack and v.result.values.dtype == torch.bool]
+    attacks = [v for v in verdicts if v.attack]
     flags = _model_flags(seen) + _clean_flags(verdicts, attacks, seen.classes)
     for v in attacks:
         flags += _zero_flags(v) + (_autoattack_flags(v, attacks) if v.use == "aa" else [])
-    flags += [flag for one in attacks for other in attacks for flag in _steps_flags(one, other)]
+    flags += [flag for one in attacks for other in attacks for flag in _steps_flags(one, other) + _blind_flags(one, other)]
     return {"ok": not flags, "flags": flags}
 
 
@@ -90,7 +105,7 @@ def _model_flags(seen: Probe) -> list[str]:
 
 
 def _clean_flags(verdicts: list[Verdict], attacks: list[Verdict], classes: int) -> list[str]:
-    known = [v.result.values for v in verdicts if v.use == "clean"] + [v.result.extra["clean"] for v in attacks if "clean" in v.result.extra]
+    known = [v.result.values for v in verdicts if v.use == "clean" and v.options.get("split", "test") == "test"] + [v.result.extra["clean"] for v in attacks if "clean" in v.result.extra]
     if not known:
         return []
     clean = max(known, key=len)
@@ -123,7 +138,7 @@ def _autoattack_flags(aa: Verdict, attacks: list[Verdict]) -> list[str]:
             found.append(f"{aa.name} is weaker than {v.name}: {more} images stand only under {aa.name}, {less} only under {v.name}")
         n = min(len(v.result.values), len(aa.result.values))
         gap = (less - more) / n if n else 0.0
-        if gap > MASKED_GAP:
+        if gap > MASKED_GAP and not v.blind:
             found.append(f"{v.name} is {100 * gap:.1f} points above {aa.name} on the same images: it overstates robustness here (masked gradients, or "
                          f"a loss that cross entropy cannot attack well); quote {aa.name}")
     n, after = len(aa.result.values), details.get("robust_after", {})
@@ -138,6 +153,16 @@ def _autoattack_flags(aa: Verdict, attacks: list[Verdict]) -> list[str]:
     if details.get("wrong_answers"):
         found.append(f"{aa.name}: {details['wrong_answers']} answers of the library did not hold up and were put back as robust")
     return found
+
+
+def _blind_flags(seeing: Verdict, blind: Verdict) -> list[str]:
+    """An attack without gradients that beats an iterated one with them."""
+    if seeing.blind or not blind.blind or seeing.use == "aa" or seeing.options.get("steps", 0) < SEVERAL or seeing.threat != blind.threat:
+        return []
+    more, less, real = excess(seeing.result.values, blind.result.values)
+    told = (f"{blind.name}, which sees no gradient, is stronger than {seeing.name}: {more} images stand only under {seeing.name}, {less} only under "
+            f"{blind.name}: gradients are probably masked")
+    return [told] if real else []
 
 
 def _steps_flags(one: Verdict, other: Verdict) -> list[str]:

@@ -6,7 +6,7 @@ from composer.registry import gain
 from composer.shapes import Labels, Logits, PerExample
 
 
-@gain
+@gain(cuts=("logits",))
 def correct(logits: Logits, y: Labels) -> PerExample:
     """One where the example is classified correctly, else zero; constant, so it carries no gradient.
 

@@ -2,8 +2,8 @@
 
 from composer import registry
 from composer.callmodule import make_callable
-from composer.inner import ascent, balls, fab, fgsm, pgd, starts
+from composer.inner import ascent, balls, fab, fgsm, l1, mim, pgd, starts
 
 make_callable(__name__, registry.inner)
 
-__all__ = ["ascent", "balls", "fab", "fgsm", "pgd", "starts"]
+__all__ = ["ascent", "balls", "fab", "fgsm", "l1", "mim", "pgd", "starts"]

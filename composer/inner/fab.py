@@ -19,7 +19,12 @@ DUAL = {"linf": 1.0, "l2": 2.0}
 PAST, NEAR, LARGE, AGREE = -0.3, 1e-7, 0.8, 0.9      # DyART's filter of boundary points
 
 
-@inner(makes=("radius", "found", "keep", "dual"), surface=True,
+def _refuses(options: dict[str, Any]) -> tuple[str, str, str] | None:
+    norm = getattr(options.get("norm"), "use", "linf")
+    return None if norm in ORDER else ("norm", f"inner 'fab' cannot project in the norm '{norm}'", f"one of {', '.join(ORDER)}")
+
+
+@inner(makes=("radius", "found", "keep", "dual"), surface=True, refuses=_refuses,
        cost=lambda options: (options["steps"] + 1, options["steps"] + (options["start"] is not None)))
 def fab(x: Images, climb: Climb, eps: Scalar, draws: dict[str, list[Tensor]], *, norm: Norm, start: OptionalStart = None,
         steps: Annotated[int, Ge(1)] = 20, eta: Annotated[float, Ge(1)] = 1.05, back: Annotated[float, Gt(0), Le(1)] = 0.9,

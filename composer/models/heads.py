@@ -8,7 +8,7 @@ from composer.registry import head
 from composer.shapes import Module
 
 
-@head
+@head(cosines=False)
 def linear(features: int, classes: int, *, bias: bool = True) -> Module:
     """A linear layer.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -11,8 +12,39 @@ from composer.errors import ComposerError
 from composer.registry import model
 from composer.shapes import Ge, Gt, Lt, Module
 
+Refuses = Callable[[dict[str, Any]], "tuple[str, str, str] | None"]
 
-@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"))
+
+def lists(option: str, count: int | None = None, least: int = 1) -> Refuses:
+    """What a list of widths must be: so many numbers (None: at least `least`), each at least 1."""
+    def refuses(options: dict[str, Any]) -> tuple[str, str, str] | None:
+        values = options[option]
+        if (count is None or len(values) == count) and len(values) >= least and all(value >= 1 for value in values):
+            return None
+        return option, f"{count if count is not None else f'a list of {least} or more'} numbers of at least 1 are needed", ""
+
+    return refuses
+
+
+def _whole_blocks(options: dict[str, Any]) -> tuple[str, str, str] | None:
+    depth, rule = options["depth"], options["depth_rule"]
+    rest = 4 if rule == "6n+4" else 2
+    if depth > rest and (depth - rest) % 6 == 0:
+        return None
+    near = max(1, round((depth - rest) / 6)) * 6 + rest
+    return "depth", f'depth_rule = "{rule}" needs (depth - {rest}) / 6 whole', f"depth = {near}, or the other depth_rule (32 is {32} only by 6n+2)"
+
+
+def checked(name: str, refuses: Refuses, **options: Any) -> None:
+    """The same for a call from Python. Errors: ComposerError with what the recipe's check would say."""
+    told = refuses(options)
+    if told:
+        option, why, fix = told
+        raise ComposerError(f"{option} = {list(options[option]) if isinstance(options[option], tuple) else options[option]}", where=f"[model] {name}",
+                            why=why, fix=fix)
+
+
+@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"), refuses=lists("widths"))
 def mlp(shape: tuple[int, int, int], classes: int, head: Any, *, widths: tuple[int, ...] = (1024, 1024, 1024, 1024)) -> Module:
     """Fully connected ReLU network on the flattened image; 3,962,890 parameters on 1x28x28 with 10 classes.
 
@@ -21,12 +53,11 @@ def mlp(shape: tuple[int, int, int], classes: int, head: Any, *, widths: tuple[i
     """
     from composer.models._plain import MLP
 
-    if not widths or min(widths) < 1:
-        raise ComposerError(f"widths = {list(widths)}", where="[model] mlp", why="at least one layer of at least one unit is needed")
+    checked("mlp", lists("widths"), widths=widths)
     return MLP(shape, widths, head)
 
 
-@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"))
+@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"), refuses=lists("channels", 4))
 def cnn4(shape: tuple[int, int, int], classes: int, head: Any, *, channels: tuple[int, ...] = (64, 64, 128, 128)) -> Module:
     """Four convolutions without padding or batch norm and a global average pool; 330,058 parameters on CIFAR-10.
 
@@ -35,14 +66,14 @@ def cnn4(shape: tuple[int, int, int], classes: int, head: Any, *, channels: tupl
     """
     from composer.models._plain import CNN4
 
-    need_channels("cnn4", channels, 4)
+    checked("cnn4", lists("channels", 4), channels=channels)
     if min(shape[1:]) < 18:
         raise ComposerError(f"images of {shape[1]}x{shape[2]} pixels", where="[model] cnn4", why="its unpadded convolutions need 18x18 at least",
                             fix='use = "small_cnn"')
     return CNN4(shape[0], channels, head)
 
 
-@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"))
+@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"), refuses=lists("channels"))
 def small_cnn(shape: tuple[int, int, int], classes: int, head: Any, *, channels: tuple[int, ...] = (32, 64, 64)) -> Module:
     """Three 3x3 convolutions with batch norm and ReLU; stride 2 from the second on while the map is wider than 4 pixels; flattened.
 
@@ -51,11 +82,11 @@ def small_cnn(shape: tuple[int, int, int], classes: int, head: Any, *, channels:
     """
     from composer.models._plain import SmallCNN
 
-    need_channels("small_cnn", channels, None)
+    checked("small_cnn", lists("channels"), channels=channels)
     return SmallCNN(shape, channels, head)
 
 
-@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"))
+@model(sources=("composer.models._plain", "composer.models._base", "composer.models.build"), refuses=lists("hidden", least=0))
 def vgg16_bn(shape: tuple[int, int, int], classes: int, head: Any, *, hidden: tuple[int, ...] = ()) -> Module:
     """VGG-16 with batch norm, 13 convolutions and one layer 512 -> K: 14,728,266 parameters on CIFAR-10.
 
@@ -66,7 +97,7 @@ def vgg16_bn(shape: tuple[int, int, int], classes: int, head: Any, *, hidden: tu
     """
     from composer.models._plain import VGG
 
-    need_channels("vgg16_bn", hidden, None, "hidden")
+    checked("vgg16_bn", lists("hidden", least=0), hidden=hidden)
     return VGG(shape[0], hidden, head)
 
 
@@ -94,7 +125,7 @@ def preact_resnet18(shape: tuple[int, int, int], classes: int, head: Any, *, fin
     return PreActResNet18(shape[0], head, final_bn)
 
 
-@model(sources=("composer.models._wrn", "composer.models._base", "composer.models.build"))
+@model(sources=("composer.models._wrn", "composer.models._base", "composer.models.build"), refuses=_whole_blocks)
 def wrn(shape: tuple[int, int, int], classes: int, head: Any, *, depth: Annotated[int, Gt(0)] = 34, width: Annotated[int, Gt(0)] = 10,
         depth_rule: Literal["6n+4", "6n+2"] = "6n+4", shortcut: Literal["conv", "pool_pad"] = "conv",
         activation: Literal["relu", "silu", "leaky_relu"] = "relu", slope: Annotated[float, Ge(0)] = 0.1,
@@ -109,16 +140,7 @@ def wrn(shape: tuple[int, int, int], classes: int, head: Any, *, depth: Annotate
     """
     from composer.models._wrn import WideResNet
 
+    checked("wrn", _whole_blocks, depth=depth, depth_rule=depth_rule)
     rest = 4 if depth_rule == "6n+4" else 2
-    if depth <= rest or (depth - rest) % 6:
-        near = max(1, round((depth - rest) / 6)) * 6 + rest
-        raise ComposerError(f"depth = {depth}", where="[model] wrn", why=f"depth_rule = \"{depth_rule}\" needs (depth - {rest}) / 6 whole",
-                            fix=f"depth = {near}, or the other depth_rule (32 is {32} only by 6n+2)")
     act = {"relu": F.relu, "silu": F.silu, "leaky_relu": partial(F.leaky_relu, negative_slope=slope)}[activation]
     return WideResNet(shape[0], (depth - rest) // 6, width, shortcut, act, dropout, head)
-
-
-def need_channels(name: str, values: tuple[int, ...], count: int | None, option: str = "channels") -> None:
-    if (count is not None and len(values) != count) or any(value < 1 for value in values) or (option == "channels" and not values):
-        raise ComposerError(f"{option} = {list(values)}", where=f"[model] {name}",
-                            why=f"{count if count is not None else 'a list of'} numbers of at least 1 are needed")

@@ -7,7 +7,7 @@ from typing import Any
 from composer.errors import ComposerError, Errors
 from composer.options import Ref
 from composer.plan.calls import named, slot_options, term_call
-from composer.plan.gradients import climbs_of, grads
+from composer.plan.gradients import climbs_of, grads, unseen
 from composer.plan.lacking import clashes, missing, near_point
 from composer.plan.needs import Builder
 from composer.plan.types import Arg, Draw, InnerPlan, Moment, PartPlan, Pass, Plan, Program, Slot, Summand, Value
@@ -153,6 +153,8 @@ class _Compiler:
         moving = builder.moving
         preamble = grads(Program(tuple(s for s in builder.steps if not set(s.writes_to) & moving)), moving=set())
         body = grads(Program(tuple(s for s in builder.steps if set(s.writes_to) & moving), terms, surface), moving=moving | set(climbed))
+        if self.whole and (blind := unseen(primitive, body, inner.id)):
+            self._fail(f"inner '{inner.use}' looks at {', '.join(blind)} while it climbs, and its terms read no such logits", root, fix="terms = { ce = {} }")
         self.world.extras.update({slot: inner.id for key, slot in makes if not slot.startswith("x_")})
         climbs, forwards = climbs_of(primitive, options)
         return InnerPlan(inner.id, inner.use, inner.bn, inner.bn == "train", preamble, body, eps, options, args, makes,

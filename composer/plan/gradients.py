@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from composer.plan.types import Call, Program, Step, Value
+from composer.plan.world import prefix_of
 from composer.registry import Primitive
 
 
@@ -17,6 +18,12 @@ def climbs_of(primitive: Primitive, options: dict[str, Value]) -> tuple[int | st
     if not isinstance(steps, int) or not isinstance(restarts, int):
         return "steps", 0
     return steps * restarts, restarts if restarts > 1 else 0
+
+
+def unseen(primitive: Primitive, body: Program, own: str) -> list[str]:
+    """The logits that an inner looks at while it climbs (its `sees`) and that no pass of its body makes."""
+    made = {"logits" if point == own else f"{prefix_of(point)}_logits" for p in body.passes for point in p.points}
+    return [name for name in primitive.flags.get("sees", ()) if name not in made]
 
 
 def grads(program: Program, moving: set[str] | None) -> Program:
@@ -39,5 +46,5 @@ def grads(program: Program, moving: set[str] | None) -> Program:
             wanted.update(a.slot for a in step.args if not a.detach)
         if tape:
             taped.update(a.slot for a in step.args if not a.detach)
-        steps.append(replace(step, grad=grad, tape=tape))
+        steps.append(step if (step.grad, step.tape) == (grad, tape) else replace(step, grad=grad, tape=tape))
     return replace(program, steps=tuple(reversed(steps)))

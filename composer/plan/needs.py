@@ -150,6 +150,8 @@ class Builder:
         finally:
             self.differentiating = outer
         options = self.world.options(path, use)
+        cuts = cut_needs(primitive, options)
+        args = tuple(replace(a, detach=True) if a.need in cuts and not a.detach else a for a in args)
         key = ("call", use.kind, use.use, args, repr(sorted(options.items(), key=lambda kv: kv[0])), use.normalise)
         if key not in self.memo:
             name = self._free(out or path, self.bn) if (out or path) not in self._taken() else self._free(out or path, bn)
@@ -244,3 +246,9 @@ def defaults(primitive: Primitive) -> dict[str, Any]:
 def has(flag: Any, options: dict[str, Value]) -> bool:
     """Whether a flag of a decorator holds: "batch", True, or {option: value} for the calls that have it."""
     return any(options.get(name) == value for name, value in flag.items()) if isinstance(flag, dict) else bool(flag)
+
+
+def cut_needs(primitive: Primitive, options: dict[str, Value]) -> tuple[str, ...]:
+    """The needs that a call with these options sends no gradient to: the decorator's `cuts`, names or a function of the options."""
+    cuts = primitive.flags.get("cuts", ())
+    return tuple(cuts(options) if callable(cuts) else cuts)

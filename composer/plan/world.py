@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from composer.errors import ComposerError
@@ -36,6 +37,14 @@ def point_of(prefix: str) -> str:
 
 def prefix_of(point: str) -> str:
     return "clean" if point == "x" else point.removeprefix("x_")
+
+
+PLAIN_VALUES = (float, int, bool, type(None))           # neither a schedule nor a word
+
+
+@cache
+def units_of(primitive: Primitive) -> dict[str, str]:
+    return {option.name: option.unit for option in primitive.options}
 
 
 @dataclass
@@ -85,8 +94,9 @@ class World:
         return Pixel(word.factor, word.of) if word and word.of == "eps" else value
 
     def _values(self, path: str, primitive: Primitive, options: dict[str, Any]) -> dict[str, Value]:
-        units = {o.name: o.unit for o in primitive.options}
-        return {name: self.value(f"{path}.{name}", value, units.get(name) == "pixels") for name, value in options.items()}
+        units = units_of(primitive)
+        return {name: value if type(value) in PLAIN_VALUES else self.value(f"{path}.{name}", value, units.get(name) == "pixels")
+                for name, value in options.items()}
 
     def options(self, path: str, use: Any, kind: str = "") -> dict[str, Value]:
         return self._values(path, self.registry.get(kind or use.kind, use.use), use.options)

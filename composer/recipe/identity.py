@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from typing import Any
@@ -12,7 +11,7 @@ from composer.options import pixel_word
 from composer.recipe.edit import near
 from composer.recipe.keys import table_at
 from composer.recipe.merge import CONTAINERS, REMOVED, said_below
-from composer.recipe.paths import MISSING, Dotted, assign, get, leaves, show, split
+from composer.recipe.paths import MISSING, Dotted, assign, clone, get, leaves, show, split
 from composer.recipe.write import toml_text
 from composer.registry import REGISTRY
 
@@ -49,9 +48,9 @@ def filled(recipe: Any) -> str:
     head = {"about": recipe.about or None, "paper": recipe.paper or None, "setting": recipe.setting, "version": recipe.version,
             "requires": list(recipe.requires) or None, "drop": _setting_drops(recipe) or None}
     tail = {"toggle": recipe.toggle, "search": recipe.search, "analysis": recipe.analysis, "expect": recipe.expect}
-    full = copy.deepcopy(recipe.full)
+    full = clone(recipe.full)
     for path in _as_written(recipe):
-        assign(full, path, copy.deepcopy(get(recipe.tables, path)))
+        assign(full, path, clone(get(recipe.tables, path)))
     tables = {key: value for key, value in {**full, **tail}.items() if value or key == "terms"}
     return toml_text({**head, **tables})
 

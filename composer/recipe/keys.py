@@ -117,8 +117,8 @@ def _used(registry: Registry, kinds: tuple[str, ...], value: Any, default: str |
     use = value if isinstance(value, str) else value.get("use", default) if isinstance(value, dict) else default
     if not isinstance(use, str):
         return None, not isinstance(value, dict)
-    for name in (use, closest(use, [n for k in kinds for n in registry.names(k)])):
-        for kind in kinds if name else ():
-            if registry.has(kind, name):
-                return registry.get(kind, name), name == use
+    meant = use if any(registry.has(kind, use) for kind in kinds) else closest(use, [n for k in kinds for n in registry.names(k)])
+    for kind in kinds if meant else ():
+        if registry.has(kind, meant):
+            return registry.get(kind, meant), meant == use
     return None, False

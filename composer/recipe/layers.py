@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from composer.recipe import merge as layer
 from composer.recipe.edit import Edit, Editor, Known, read_edit
 from composer.recipe.keys import ROOTS
 from composer.recipe.merge import Origins
-from composer.recipe.paths import MISSING, Dotted, assign, get, key_text, show, split
+from composer.recipe.paths import MISSING, Dotted, assign, clone, get, key_text, show, split
 from composer.recipe.source import Doc, read
 from composer.recipe.write import quote
 
@@ -45,6 +44,7 @@ class Stack:
     lost: bool = False                                               # a parent is missing: what it says is not known
     protocols: Doc | None = None
     beneath: dict[str, Any] = field(default_factory=dict)            # what the settings alone say
+    toggles: dict[str, Edit] = field(default_factory=dict)           # edits of toggles that have been read
 
     def start_evaluate(self, tables: dict[str, Any], name: Any, origins: Origins, place: str) -> None:
         """A new protocol: its table is the lowest layer of [evaluate]. An unknown one is left for the schema to name."""
@@ -72,7 +72,7 @@ def assemble(path: str | Path, *, setting: str | None, sets: Sequence[str], drop
     for doc in benches:
         _check_heads(doc, SETTING_HEADS, errors)
         _lay(stack, {k: v for k, v in doc.table.items() if k not in HEADS | OWN | {"paper"}}, doc)
-    stack.beneath = copy.deepcopy(stack.tables)
+    stack.beneath = clone(stack.tables)
     for doc in docs:
         _check_heads(doc, RECIPE_HEADS, errors)
         _drop_parents(stack, doc, errors)
@@ -127,7 +127,7 @@ def _lay(stack: Stack, body: dict[str, Any], doc: Doc) -> None:
 
 def _drop_parents(stack: Stack, doc: Doc, errors: list[ComposerError]) -> None:
     edit = read_edit("drop", {"drop": doc.table.get("drop", [])}, doc.place(("drop",)), lambda path: f"{doc.place(path)}  drop", errors)
-    Editor(stack.tables, copy.deepcopy(stack.tables), stack.origins, lambda *_: False, errors, lost=stack.lost).apply([edit])
+    Editor(stack.tables, clone(stack.tables), stack.origins, lambda *_: False, errors, lost=stack.lost).apply([edit])
 
 
 def _edits(stack: Stack, docs: list[Doc], benches: list[Doc], root: Path, known: Known, errors: list[ComposerError]) -> None:
@@ -153,7 +153,7 @@ def past(origins: Origins) -> dict[str, Any]:
         value = next((v for _, v in reversed(said) if v is not layer.REMOVED), MISSING)
         free = get(tables, path) is MISSING and all(isinstance(get(tables, path[:end], {}), dict) for end in range(1, len(path)))
         if value is not MISSING and free:
-            assign(tables, path, copy.deepcopy(value))
+            assign(tables, path, clone(value))
     return tables
 
 
@@ -176,7 +176,7 @@ def _below(doc: Doc, prefix: Dotted) -> layer.Place:
 
 
 def _editor(stack: Stack, known: Known, errors: list[ComposerError]) -> Editor:
-    return Editor(stack.tables, copy.deepcopy(stack.tables), stack.origins, known, errors, stack.start_evaluate, lost=stack.lost)
+    return Editor(stack.tables, clone(stack.tables), stack.origins, known, errors, stack.start_evaluate, lost=stack.lost)
 
 
 def _command_line(stack: Stack, sets: Sequence[str], drops: Sequence[str], known: Known, errors: list[ComposerError]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from composer.errors import ComposerError, Errors
 from composer.recipe.edit import Edit, Editor
 from composer.recipe.keys import known
 from composer.recipe.layers import METHOD, Stack, assemble, past
-from composer.recipe.paths import Dotted, split, touched
+from composer.recipe.paths import Dotted, clone, split, touched
 from composer.recipe.problems import told_at
 from composer.recipe.recipe import Recipe, build, realise, toggle_edit
 from composer.recipe.source import label
@@ -81,6 +80,13 @@ def survey(recipe: Recipe, look: Look | None) -> Survey:
     return Survey(recipe, meaning, [*errors, *more])
 
 
+def try_toggles(stack: Stack, base: Survey, look: Look | None) -> list[ComposerError]:
+    """What is wrong with each toggle alone, on a setting where the recipe (`base`) is sound otherwise, told at the toggle's line."""
+    errors: list[ComposerError] = []
+    found = [(where, more) for where, more in _toggles(stack, base, errors, look)]
+    return [*errors, *(told_at(e, where) for where, more in found for e in more)]
+
+
 def what_is(error: ComposerError) -> tuple[str, str]:
     """The same mistake of the same line, in whichever variant of the recipe it was found."""
     return error.where, error.what
@@ -115,7 +121,8 @@ def _toggles(stack: Stack, base: Survey, errors: list[ComposerError], look: Look
         seen = survey(off, look)
         more = [*more, *seen.errors]
         new = [e for e in more if not any(what_is(e) == what_is(o) for o in errors)]
-        if not new and not found and not stack.lost and _dead(base, seen, edit, wrong):
+        cut = bool(stack.commanded)                        # a run cut short from outside may leave a toggle nothing to do: no mistake of the recipe
+        if not (new or found or stack.lost or cut) and _dead(base, seen, edit, wrong):
             more = [ComposerError(f"toggle '{name}' changes nothing here", where=where, why="with it off the run is the same (a dead toggle)",
                                   fix="let it change something, or drop it")]
         yield where, more
@@ -139,7 +146,7 @@ def _path(error: ComposerError) -> Dotted:
 
 def _off(stack: Stack, edit: Edit, base: dict[str, Any] | None = None) -> tuple[Recipe, list[ComposerError]]:
     errors: list[ComposerError] = []
-    tables, origins = copy.deepcopy(stack.tables), stack.origins.copy()
+    tables, origins = clone(stack.tables), stack.origins.copy()
     Editor(tables, stack.tables if base is None else base, origins, known, errors, stack.start_evaluate, lost=stack.lost).apply([edit])
     recipe, found = build(stack, tables, origins, whole=True, edits=(edit,))
     return recipe, errors + found

@@ -8,6 +8,7 @@ from composer.errors import suggest
 from composer.recipe import fixed
 from composer.recipe.paths import Dotted
 from composer.recipe.problems import closest
+from composer.recipe.remember import remembered
 from composer.recipe.terms import ID, NAME, each, keep_use, piece, rebindable_names, rebinds
 from composer.recipe.types import Inner, Term, Use
 from composer.recipe.uses import Components, fixed_table
@@ -19,6 +20,10 @@ NOT_POINTS = ("x_", "x_clean")
 
 def inner(uses: Components, id: str, given: dict[str, Any], path: Dotted) -> Inner | None:
     """One inner maximum; None where nobody knows what it uses. `weights` without terms climbs the recipe's [terms]."""
+    return remembered(uses, "inner", given, path, lambda: _inner(uses, id, given, path))
+
+
+def _inner(uses: Components, id: str, given: dict[str, Any], path: Dotted) -> Inner | None:
     unread = uses.problems.unread
     if id != "weights" and (not id.startswith("x_") or id in NOT_POINTS):
         uses.problems.add(path, f"an inner maximum cannot be called '{id}'", why="it is named by the point it makes",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection
 from typing import Any
 
-from composer.recipe.paths import MISSING, Dotted, assign, get, inside, leaves, remove
+from composer.recipe.paths import MISSING, Dotted, assign, clone, get, inside, leaves, remove
 from composer.registry import KINDS, REGISTRY
 
 REMOVED: Any = type("Removed", (), {"__repr__": lambda self: "removed", "__reduce__": lambda self: "REMOVED"})()      # pickles as itself
@@ -43,10 +42,11 @@ class Origins:
 
     def erase(self, path: Dotted, place: str, spare: Collection[Dotted] = ()) -> None:
         """Everything at and below a path has been replaced or dropped; `spare` is said anew."""
+        depth = len(path)
         for each, said in self.said.items():
-            if inside(each, path) and each not in spare and said[-1][1] is not REMOVED:
+            if each[:depth] == path and each not in spare and said[-1][1] is not REMOVED:
                 said.append((place, REMOVED))
-        for each in [p for p in self.tables if inside(p, path)]:
+        for each in [p for p in self.tables if p[:depth] == path]:
             del self.tables[each]
 
 
@@ -74,7 +74,7 @@ def write(tables: dict[str, Any], path: Dotted, value: Any, origins: Origins, pl
     """Replace whatever stands at the path."""
     if get(tables, path) is not MISSING:
         origins.erase(path, place(path), {each for each, item in leaves(value, path) if item != {}})
-    assign(tables, path, copy.deepcopy(value))
+    assign(tables, path, clone(value))
     for end in range(1, len(path)):
         origins.tables.setdefault(path[:end], place(path[:end]))
     note(path, value, origins, place)
@@ -86,7 +86,7 @@ def note(path: Dotted, value: Any, origins: Origins, place: Place) -> None:
         for key, item in value.items():
             note((*path, key), item, origins, place)
     else:
-        origins.note(path, place(path), copy.deepcopy(value))
+        origins.note(path, place(path), clone(value))
         for number in range(len(value)) if isinstance(value, list) else ():
             origins.tables[(*path, str(number))] = place((*path, str(number)))
 

@@ -63,6 +63,13 @@ def assign(table: dict[str, Any], path: Dotted, value: Any) -> None:
     table[path[-1]] = value
 
 
+def clone(value: Any) -> Any:
+    """A copy of tables and lists; what stands in them never changes."""
+    if type(value) is dict:
+        return {key: clone(item) if type(item) in (dict, list) else item for key, item in value.items()}
+    return [clone(item) for item in value] if type(value) is list else value
+
+
 def remove(table: dict[str, Any], path: Dotted) -> None:
     del get(table, path[:-1])[path[-1]]
 

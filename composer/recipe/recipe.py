@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,7 @@ from composer.recipe.edit import Edit, Editor, read_edit
 from composer.recipe.keys import known
 from composer.recipe.layers import Stack
 from composer.recipe.merge import Origins
-from composer.recipe.paths import Dotted, inside, show
+from composer.recipe.paths import Dotted, clone, inside, show
 from composer.recipe.phases import Phase, read_phases
 from composer.recipe.problems import Unread
 from composer.recipe.schema import Reader
@@ -134,7 +133,14 @@ def toggle_edit(stack: Stack, name: str, errors: list[ComposerError]) -> Edit:
     toggles = stack.tables.get("toggle", {})
     if name not in toggles:
         raise ComposerError(f"there is no toggle '{name}'", where=f"recipe {stack.name}", fix=suggest(name, toggles, "toggles"))
-    return read_edit(f"toggle.{name}", toggles[name], toggle_place(stack, name, ()), lambda path: toggle_place(stack, name, path), errors)
+    if name not in stack.toggles:
+        found: list[ComposerError] = []
+        edit = read_edit(f"toggle.{name}", toggles[name], toggle_place(stack, name, ()), lambda path: toggle_place(stack, name, path), found)
+        errors += found
+        if found:
+            return edit
+        stack.toggles[name] = edit
+    return stack.toggles[name]
 
 
 def toggle_place(stack: Stack, name: str, path: Dotted) -> str:
@@ -144,7 +150,6 @@ def toggle_place(stack: Stack, name: str, path: Dotted) -> str:
 def realise(stack: Stack, off: tuple[str, ...] = (), edits: tuple[Edit, ...] = ()) -> tuple[Recipe, list[ComposerError]]:
     """The stack with toggles off and edits applied, and everything that is wrong with it; sound only where nothing is."""
     errors: list[ComposerError] = []
-    tables, origins = copy.deepcopy(stack.tables), stack.origins.copy()
     toggles = []
     for name in off:
         try:
@@ -153,6 +158,8 @@ def realise(stack: Stack, off: tuple[str, ...] = (), edits: tuple[Edit, ...] = (
             errors.append(error)
     for edit in (*toggles, *edits):
         errors += _commanded(stack, edit)
+    changed = {path[0] for edit in (*toggles, *edits) for path in edit.paths()}      # tables that no edit touches are shared
+    tables, origins = {key: clone(table) if key in changed else table for key, table in stack.tables.items()}, stack.origins.copy()
     editor = Editor(tables, stack.tables, origins, known, errors, stack.start_evaluate, lost=stack.lost)
     editor.apply(toggles)
     for edit in edits:

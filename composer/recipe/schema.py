@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 from composer.errors import suggest
 from composer.options import Ref
@@ -16,6 +16,7 @@ from composer.recipe.keys import ROOTS, known
 from composer.recipe.merge import Origins
 from composer.recipe.paths import MISSING, Dotted, get, split
 from composer.recipe.problems import Problems
+from composer.recipe.remember import keep, remembered
 from composer.recipe.search import check_search
 from composer.recipe.terms import ID, NAME, each, keep_use, measures, piece
 from composer.recipe.types import Evaluate, MeasureSpec, Method, ModelSpec, OptimSpec, Outer, Select, Threat, Trace, Train, Use
@@ -23,6 +24,7 @@ from composer.recipe.uses import Components, fixed_table
 from composer.recipe.write import quote
 from composer.registry import REGISTRY, Registry
 
+T = TypeVar("T")
 TEXTS = ("about", "paper")
 OTHER = ("version", "requires")
 TABLES = tuple(name for name in ROOTS if name not in TEXTS + OTHER)
@@ -54,21 +56,28 @@ class Reader:
     def read(self) -> Reader:
         self._head()
         p = self.pieces
-        p["threat"] = self.uses.threat = self._threat()
-        p["train"] = self._train()
-        p["data"] = self._component("data", "data")
+        p["threat"] = self.uses.threat = self._once("threat", self._threat)
+        self.uses.threat_text = repr(p["threat"])
+        p["train"] = self._once("train", self._train)
+        p["data"] = self._once("data", lambda: self._component("data", "data"))
         p["augment"] = self.each("augment", "augment", ID)
-        p["model"] = self._model()
-        p["optim"] = self._optim()
+        p["model"] = self._once("model", self._model)
+        p["optim"] = self._once("optim", self._optim)
         p["method"] = self._method(any(self._soft(u) for u in p["augment"]))
-        p["select"] = self._select()
-        p["trace"] = self._trace()
-        p["evaluate"] = self._evaluate()
-        p["search"] = check_search(self.table("search"), self.base, self.problems, self.registry, self.commanded)
-        p["analysis"], p["expect"] = read_analysis(self.uses, self.table("analysis")), read_expect(self.problems, self.table("expect"))
+        p["select"] = self._once("select", self._select)
+        p["trace"] = self._once("trace", self._trace)
+        p["evaluate"] = self._once("evaluate", self._evaluate)
+        self._protocol(p["evaluate"])
+        p["search"] = self._search()
+        p["analysis"] = self._once("analysis", lambda: read_analysis(self.uses, self.table("analysis")))
+        p["expect"] = self._once("expect", lambda: read_expect(self.problems, self.table("expect")))
         self._labels()
         self._followed()
         return self
+
+    def _once(self, name: str, build: Callable[[], T]) -> T:
+        """A table of its own, which depends on no other but the threat."""
+        return remembered(self.uses, "table", self.tables.get(name, {}), (name,), build)
 
     def judged(self, measured: bool) -> None:
         """Whole runs only, not single phases: the weights that are judged are a part's, and selection has an epoch left.
@@ -81,6 +90,10 @@ class Reader:
             if not self.problems.unread.lost and piece.weights != "live" and piece.weights not in parts:
                 self.problems.add((name, "weights"), f"weights = {quote(piece.weights)}", why="the recipe has no such part",
                                   fix=suggest(piece.weights, ["live", *parts], "weights"))
+        head = self.pieces["model"].head
+        if measured and self.pieces["evaluate"].logits == "cosine" and self.registry.has("head", head.use) and not self.registry.get("head", head.use).flags.get("cosines", True):
+            self.problems.add(("evaluate", "logits"), 'logits = "cosine"', why=f"the head '{head.use}' has no scale: its logits are no cosines",
+                              fix='"scaled", or model.head = "hypersphere"')
         select, train = self.pieces["select"], self.pieces["train"]
         if isinstance(select.from_, int) and select.from_ > train.epochs and select.report != "last" and self.right("train"):
             self.problems.add(("select", "from"), f"from = {select.from_}", why=f"the run has {train.epochs} epochs: none could be selected",
@@ -159,6 +172,10 @@ class Reader:
                               why="without held-out images nothing can select", fix='set select.held_out, or write report = "last"')
         attack = v.pop("attack")
         if isinstance(attack, Ref):
+            unit = self.registry.get("measure", attack.use).flags.get("unit")
+            if unit:
+                self.problems.add(("select", "attack"), f"attack = {quote(attack.use)}", why=f"a diagnostic in {unit} is no accuracy, and selects nothing",
+                                  fix='write attack = { use = "pgd" }')
             attack = MeasureSpec(attack.use, attack.use, attack.options)
         return Select(**{"from_" if key == "from" else key: value for key, value in v.items()}, attack=attack)
 
@@ -170,10 +187,24 @@ class Reader:
     def _evaluate(self) -> Evaluate:
         found = measures(self.uses, "evaluate", self.table("evaluate"))
         v = self._fixed("evaluate", others=self._others("evaluate"))
-        if v["use"] and self.protocols is not None and v["use"] not in self.protocols:
-            self.problems.add(("evaluate", "use"), f"there is no protocol '{v['use']}'", fix=suggest(v["use"], self.protocols, "protocols"))
-            self.problems.unread.pieces.add(("evaluate", "use"))
         return Evaluate(v["use"], tuple(MeasureSpec(m.name, m.use, m.options, m.n or v["n"]) for m in found), v["weights"], v["logits"])
+
+    def _protocol(self, evaluate: Evaluate) -> None:
+        if evaluate.protocol and self.protocols is not None and evaluate.protocol not in self.protocols:
+            self.problems.add(("evaluate", "use"), f"there is no protocol '{evaluate.protocol}'", fix=suggest(evaluate.protocol, self.protocols, "protocols"))
+            self.problems.unread.pieces.add(("evaluate", "use"))
+
+    def _search(self) -> dict[str, dict[str, Any]]:
+        """The space depends on what the recipe was before any edit: it is the same for all its cells."""
+        key = ("search", id(self.base), repr(self.table("search")), tuple(self.commanded))
+        held = self.registry.memory.get(key)
+        if held and held[1] is self.base:
+            return held[0]
+        before = len(self.problems)
+        found = check_search(self.table("search"), self.base, self.problems, self.registry, self.commanded)
+        if len(self.problems) == before and not self.problems.unread.lost:
+            keep(self.registry, key, (found, self.base))
+        return found
 
     def _others(self, name: str) -> tuple[str, ...]:
         return tuple(key for key in self.table(name) if key not in fixed.names(name))
@@ -215,13 +246,13 @@ class Reader:
 
     def _method(self, soft: bool) -> Method:
         inner = each(self.uses, self.table("inner"), ("inner",), lambda id, given, path: maxima.inner(self.uses, id, given, path), NAME)
-        outer = self._fixed("outer")
+        outer = self._once("outer", lambda: Outer(**self._fixed("outer")))
         terms, views, parts = self.each("terms", "loss", ID), self.each("views", "view", NAME), self.each("parts", "part", NAME)
         if not self.table("terms") and isinstance(self.tables.get("terms", {}), dict) and not self.problems.unread.lost:
             self.problems.add(("terms",), "the recipe has no [terms]: there is nothing to minimise",
                               fix='add [terms] with, say, ce = { at = "clean" }')
             self.problems.unread.pieces.add(("terms",))
-        return Method(inner, Outer(**outer), terms, views, parts, soft)
+        return Method(inner, outer, terms, views, parts, soft)
 
     def _followed(self) -> None:
         """A schedule that follows another path needs that path."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -14,7 +13,7 @@ from composer.recipe.edit import Edit, Editor
 from composer.recipe.keys import known
 from composer.recipe.layers import past
 from composer.recipe.merge import Origins
-from composer.recipe.paths import Dotted, show
+from composer.recipe.paths import Dotted, clone, show
 from composer.recipe.phases import Phase
 from composer.recipe.problems import told_at
 from composer.recipe.types import Segment
@@ -100,7 +99,7 @@ def _apply(recipe: Any, active: list[Phase], gone: list[Dotted], errors: list[Co
     if not (active or gone or "phase" in recipe.tables or _begin_keys(recipe.tables)):
         tables = {key: value for key, value in recipe.tables.items() if key not in LAYERS}
         return replace(recipe, tables=tables, toggle={}, search={}, _cache={})
-    tables, origins = copy.deepcopy(recipe.tables), recipe.history.copy()
+    tables, origins = clone(recipe.tables), recipe.history.copy()
     base = past(recipe.stack.origins)                      # with what the command line has dropped or swapped: edits of it are void
     layer.merge(base, recipe.tables, Origins(), lambda _: "")
     late = Edit("begin", "", drop={path: recipe.where((*path, "begin")) for path in gone})

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +24,11 @@ from composer.errors import ComposerError, Errors, suggest
 from composer.recipe import find
 from composer.recipe.edit import Edit
 from composer.recipe.layers import assemble
-from composer.recipe.load import Look, catalogue, known, sorted_errors, survey, what_is
+from composer.recipe.load import Look, catalogue, known, sorted_errors, survey, try_toggles, what_is
 from composer.recipe.paths import Dotted, split
 from composer.recipe.recipe import Recipe, realise
 from composer.recipe.source import Doc, read
+from composer.recipe.study_command import NOTHING_SAID, Command, command
 
 Kind = Literal["cell", "sweep", "external", "printed"]
 
@@ -62,6 +63,7 @@ class Row:
     keep: int | None = None                         # runs that go on after the first rung: the best by the last of `select`
     select: tuple[str, ...] = ()                    # measures on held-out images; each has a winner of its own
     checkpoint: str = ""
+    absent: str = ""                                # an external row: why it cannot be judged here ("there is no file …")
 
     @property
     def size(self) -> int:
@@ -89,6 +91,8 @@ class Study:
     analysis: dict[str, Any]
     rows: tuple[Row, ...]
     file: Path
+    command: Command = NOTHING_SAID                 # what the command line said over all rows
+    notes: tuple[str, ...] = ()                     # what it did to them, one sentence each
 
     def row(self, name: str) -> Row:
         """Errors: ComposerError for an unknown name."""
@@ -127,12 +131,13 @@ class Bases:
 
     root  folder of the shipped recipes; default the installed one
     look  compiles what is read, so that what only a plan shows is told in the same answer
+    said  the command line: its --set and --drop hold for every recipe, its --setting for every row
     """
 
-    def __init__(self, root: Path | None = None, look: Look | None = None):
+    def __init__(self, root: Path | None = None, look: Look | None = None, said: Command = NOTHING_SAID):
         catalogue()
         self.root = Path(root) if root is not None else find.shipped()
-        self.look = look
+        self.look, self.said = look, said
         self.tables = _tables(self.root / "papers.toml")
         self._held: dict[tuple[str, str], Base] = {}
 
@@ -145,16 +150,25 @@ class Bases:
     def _read(self, name: str, setting: str) -> Base:
         errors: list[ComposerError] = []
         try:
-            stack = assemble(name, setting=setting or None, sets=(), drops=(), root=self.root, known=known, errors=errors)
+            stack = assemble(name, setting=setting or None, sets=self.said.sets, drops=self.said.drops, root=self.root, known=known, errors=errors)
         except ComposerError as error:
             return Base(None, (*errors, *error.all))
         recipe, found = realise(stack)
-        return Base(recipe, (*errors, *found, *survey(recipe, self.look).errors))
+        seen = survey(recipe, self.look)
+        errors += [*found, *seen.errors]
+        if self.look and not errors and not self.said:     # where the recipe is at fault itself, or cut short, its toggles prove nothing
+            errors += [_on(recipe.setting, e) for e in try_toggles(stack, seen, self.look)]
+        return Base(recipe, tuple(errors))
 
     def edited(self, base: Recipe, edits: tuple[Edit, ...], *, plan: bool = True) -> tuple[Recipe, list[ComposerError]]:
         """The recipe with the edits, in order, and what they make wrong."""
         recipe, errors = realise(base.stack, base.off, (*base.edits, *edits))
         return recipe, [*errors, *survey(recipe, self.look if plan else None).errors]
+
+
+def _on(setting: str, error: ComposerError) -> ComposerError:
+    return ComposerError(error.what, where=error.where, why="\n".join(filter(None, [error.why, f"on {setting}, where a study runs this recipe"])),
+                         fix=error.fix)
 
 
 def _tables(file: Path) -> dict[str, dict[str, Any]]:
@@ -183,12 +197,15 @@ def _has_cells(path: Path) -> bool:
         return False
 
 
-def load_study(path_or_name: str | Path, *, root: Path | None = None, look: Look | None = None, bases: Bases | None = None) -> Study:
-    """A checked study. `bases` shares what was read with other studies; it carries its own root and look.
+def load_study(path_or_name: str | Path, *, root: Path | None = None, look: Look | None = None, bases: Bases | None = None,
+               setting: str | None = None, sets: Sequence[str] = (), drops: Sequence[str] = (), seeds: int | Sequence[int] | None = None) -> Study:
+    """A checked study.
 
+    bases    shares what was read with other studies; it carries its own root, look and command line, and stands for all other arguments
+    setting  what every row runs on, in place of its own; sets, drops: "path=value" and paths of the command line; seeds: 5 is 0…4
     Errors: Errors with everything wrong; ComposerError where there is no such study.
     """
-    study, errors = examine_study(path_or_name, bases=bases or Bases(root, look))
+    study, errors = examine_study(path_or_name, bases=bases or Bases(root, look, command(setting, sets, drops, seeds)))
     if errors or study is None:
         raise Errors(errors)
     return study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 from composer.errors import ComposerError, suggest
@@ -14,6 +15,7 @@ from composer.recipe.problems import Problems, told_at
 from composer.recipe.recipe import Recipe
 from composer.recipe.source import Doc
 from composer.recipe.studies import Bases, Row, Study, place_of
+from composer.recipe.study_command import chief, yielding
 from composer.recipe.study_printed import find_printed
 from composer.recipe.study_sweeps import count, read_grid, read_rungs, read_select
 from composer.recipe.terms import ID
@@ -48,6 +50,7 @@ class Reading:
         self.doc, self.bases, self.table = doc, bases, doc.table
         self.errors: list[ComposerError] = []
         self.printed: dict[str, Any] | None = None
+        self.said, self.notes = bases.said, list[str]()
 
     def fail(self, path: tuple[str, ...], what: str, why: str = "", fix: str = "") -> None:
         self.errors.append(ComposerError(what, where=place_of(self.doc, path), why=why, fix=fix))
@@ -57,7 +60,7 @@ class Reading:
         kind = self.text((), self.table, "kind", ("train", "bench")) or "train"
         self.printed = self.printed_table()
         self.groups = self.read_groups()
-        common = self.edit((), self.table, "the study")
+        common = yielding(self.edit((), self.table, "the study"), self.said, "the study", self.notes)
         cells = self.table.get("cells")
         if not isinstance(cells, dict) or not cells:
             self.fail(("cells",), "a study has no rows" if not cells else f"cells = {quote(cells)}", fix="write [cells.<row>]")
@@ -65,7 +68,8 @@ class Reading:
         rows = [row for id, cell in cells.items() for row in self.rows(id, cell, common)]
         self.check_groups(rows)
         return Study(name=self.doc.path.stem, about=self.text((), self.table, "about") or "", kind=kind, table=self.text((), self.table, "table") or "",
-                     seeds=self.seeds(), analysis=self.analysis(rows), rows=tuple(rows), file=self.doc.path)    # type: ignore[arg-type]
+                     seeds=self.said.seeds or self.seeds(), analysis=self.analysis(rows), rows=tuple(rows), file=self.doc.path, command=self.said,
+                     notes=tuple(dict.fromkeys(self.notes)))    # type: ignore[arg-type]
 
     # -- the head ------------------------------------------------------------------------------------------------------------------
 
@@ -101,6 +105,8 @@ class Reading:
         return groups
 
     def check_groups(self, rows: list[Row]) -> None:
+        if self.said.setting:
+            return                                         # groups of settings that it does not stand on now
         used = {name for row in rows for name in (row.setting, *row.select)}
         for key in self.groups:
             if used and key not in used:
@@ -127,6 +133,11 @@ class Reading:
         primary = table.get("primary")
         for row in rows if isinstance(primary, str) else ():
             names = [m.name for m in row.recipe.evaluate.measures] if row.recipe else []
+            if row.recipe and primary not in names and self.said:
+                stands = chief(row.recipe.evaluate.measures)
+                table = {key: value for key, value in {**table, "primary": stands}.items() if value != ""}
+                self.notes.append(f"{primary} is not measured here: " + (f"the primary measure is {stands}" if stands else "no measure is primary"))
+                break
             if row.recipe and primary not in names:
                 self.fail(("analysis", "primary"), f"primary = {quote(primary)}", why=f"row {row.name} does not measure it",
                           fix=suggest(primary, names, "measures"))
@@ -150,11 +161,25 @@ class Reading:
             return []
         edit = self.edit(path, cell, f"cells.{id}")
         edits = tuple(e for e in (common, edit, self.model(path, cell) if kind == "external" else None) if e and not e.empty)
-        settings = self.settings(path, cell)
-        found = [self.row(path, cell, kind, setting, edits, several=len(settings) > 1) for setting in settings]
-        if cell.get("printed") is not False and self.printed and found and not any(row.printed for row in found):
+        own = self.settings(path, cell)
+        settings = [self.said.setting] if self.said.setting else own
+        away = settings[0] not in own if settings else False
+        if away and not self.moved(id, kind, own):
+            return []
+        found = [self.row(path, cell, kind, setting, edits, len(settings) > 1, away) for setting in settings]
+        if cell.get("printed") is not False and self.printed and found and not away and not any(row.printed for row in found):
             self.fail(path, f"no row of {self.printed['id']} is printed for {id}", fix="write printed = false, or the printed row's name")
         return found
+
+    def moved(self, id: str, kind: str, own: list[str]) -> bool:
+        """A row on a setting that its study does not have it on; False where nothing of it is left there."""
+        if self.printed:
+            self.notes.append(f"on {self.said.setting} no printed number of table {self.printed['id']} stands beside a row: it is of another setting")
+        if len(own) > 1:
+            self.notes.append(f"rows on {', '.join(own)} are one on {self.said.setting}")
+        if kind == "printed":
+            self.notes.append(f"{id} is in print only, on another setting: it is left out")
+        return kind != "printed"
 
     def settings(self, path: tuple[str, ...], cell: dict[str, Any]) -> list[str]:
         """The row's own setting or settings, else the study's; "" is the recipe's own."""
@@ -194,19 +219,31 @@ class Reading:
         whole = {**table, **(normal if isinstance(normal, dict) else {})}
         return Edit(f"cells.{path[1]}", place, set={("model",): (whole, f"{self.doc.place((*path, 'model'))}  cells.{path[1]}")})
 
-    def row(self, path: tuple[str, ...], cell: dict[str, Any], kind: str, setting: str, edits: tuple[Edit, ...], several: bool) -> Row:
+    def row(self, path: tuple[str, ...], cell: dict[str, Any], kind: str, setting: str, edits: tuple[Edit, ...], several: bool,
+            away: bool) -> Row:
         id = path[1]
         group = self.groups.get(setting, "")
-        recipe = None if kind == "printed" else self.recipe(path, cell, setting, edits)
+        absent = self.absent(cell, away) if kind == "external" else ""
+        recipe = None if kind == "printed" or kind == "external" and away else self.recipe(path, cell, setting, edits)
         if recipe is None and setting not in ("", *setting_names(self.bases.root)) and kind == "printed":
             self.fail(path, f"there is no setting '{setting}'", fix=suggest(setting, setting_names(self.bases.root), "settings"))
         grid, select = (read_grid(self, path, cell, recipe), read_select(self, path, cell, recipe)) if kind == "sweep" else ({}, ())
         rungs, keep = read_rungs(self, path, cell, recipe, grid) if kind == "sweep" else ((), None)
-        printed = find_printed(self, path, cell.get("printed", id), group, {s: self.groups.get(s, "") for s in select})
+        said = False if away else cell.get("printed", id)
+        printed = find_printed(self, path, said, group, {s: self.groups.get(s, "") for s in select})
         checkpoint = cell.get("checkpoint", "")
         return Row(name=f"{id}@{group or setting.replace('/', '-')}" if several else id, id=id, kind=kind, setting=setting, group=group,    # type: ignore[arg-type]
                    where=place_of(self.doc, path), about=self.text(path, cell, "about") or "", recipe=recipe, printed=printed, edits=edits, grid=grid,
-                   rungs=rungs, keep=keep, select=select, checkpoint=checkpoint if isinstance(checkpoint, str) else "")
+                   rungs=rungs, keep=keep, select=select, checkpoint=checkpoint if isinstance(checkpoint, str) else "",
+                   absent=absent)
+
+    def absent(self, cell: dict[str, Any], away: bool) -> str:
+        """Why an external row cannot be judged: its file lies neither below the working folder nor beside the study."""
+        file = cell.get("checkpoint")
+        if away:
+            return f"not available: {file} was not trained on {self.said.setting}"
+        found = isinstance(file, str) and any((root / file).is_file() for root in (Path(), self.doc.path.parent))
+        return "" if found else f"not available: there is no file {file}"
 
     def recipe(self, path: tuple[str, ...], cell: dict[str, Any], setting: str, edits: tuple[Edit, ...]) -> Recipe | None:
         """The row's recipe with the study's edit and its own. What is wrong with the recipe itself is told where that stands, once."""
@@ -220,7 +257,7 @@ class Reading:
         chosen = (*path, "setting" if "setting" in cell else "settings") if {"setting", "settings"} & set(cell) else \
             ("setting" if "setting" in self.table else "settings",)
         for error in base.errors:
-            here = place_of(self.doc, at) if not error.where else place_of(self.doc, chosen) if error.where == "--setting" else error.where
+            here = place_of(self.doc, at) if not error.where else place_of(self.doc, chosen) if error.where == "--setting" and not self.said.setting else error.where
             self.errors.append(ComposerError(error.what, where=here, why=error.why, fix=error.fix))
         if base.recipe is None or not edits:
             return base.recipe

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from composer.errors import suggest
 from composer.recipe import fixed
 from composer.recipe.paths import Dotted, show
+from composer.recipe.remember import remembered
 from composer.recipe.types import MeasureSpec, Term, Use
 from composer.recipe.uses import Components, fixed_table, rebindable
 from composer.recipe.write import quote
@@ -47,6 +49,10 @@ def keep_use(uses: Components, path: Dotted, primitive: Primitive, options: dict
 
 def piece(uses: Components, kind: str, id: str, given: dict[str, Any], path: Dotted) -> Any:
     """One component as a Use (a loss as a Term); None where nobody knows what it uses."""
+    return remembered(uses, kind, given, path, lambda: _piece(uses, kind, id, given, path))
+
+
+def _piece(uses: Components, kind: str, id: str, given: dict[str, Any], path: Dotted) -> Any:
     own = fixed.names(TABLES[kind]) if kind in TABLES else []
     primitive = uses.primitive((kind,), given.get("use", id), path, _why_no_use(uses, given, path))
     table = fixed_table(uses, TABLES[kind], {k: v for k, v in given.items() if k in own}, path) if own else {}
@@ -72,6 +78,7 @@ def _why_no_use(uses: Components, given: dict[str, Any], path: Dotted) -> str:
     return "" if "use" in given or len(path) < 2 else f"the table {show(path)} has no use, so its own name is taken for one"
 
 
+@cache
 def rebindable_names(primitive: Primitive) -> list[str]:
     """Needs that are no options as well."""
     return [n for n in rebindable(primitive) if primitive.option(n) is None]
@@ -139,6 +146,10 @@ def measures(uses: Components, name: str, table: dict[str, Any]) -> tuple[Measur
 
 
 def measure(uses: Components, name: str, given: dict[str, Any], path: Dotted) -> MeasureSpec | None:
+    return remembered(uses, "measure", given, path, lambda: _measure(uses, name, given, path))
+
+
+def _measure(uses: Components, name: str, given: dict[str, Any], path: Dotted) -> MeasureSpec | None:
     primitive = uses.primitive(("measure",), given.get("use", name), path, _why_no_use(uses, given, path))
     table = fixed_table(uses, "measure", {k: v for k, v in given.items() if k == "n"}, path)
     if primitive is None:

@@ -14,6 +14,7 @@ from composer.options import FRACTION, Option, Ref, fraction, options_model, pix
 from composer.recipe import fixed
 from composer.recipe.paths import Dotted, assign, show
 from composer.recipe.problems import Problems, closest, option_text
+from composer.recipe.refusals import refused
 from composer.recipe.source import short
 from composer.recipe.types import Threat
 from composer.recipe.write import quote
@@ -23,6 +24,7 @@ BAD: Any = type("Bad", (), {"__repr__": lambda self: "bad"})()      # stands for
 UNSAID: Any = type("Unsaid", (), {"__repr__": lambda self: "unsaid"})()      # left out
 
 
+@cache
 def rebindable(primitive: Primitive) -> list[str]:
     """The needs a recipe may give another tensor."""
     if primitive.kind in TERMLIKE:
@@ -46,6 +48,7 @@ class Components:
         self.registry, self.problems = registry, problems
         self.full: dict[str, Any] = {}
         self.threat: Threat | None = None
+        self.threat_text = ""                                  # the threat as `remembered` tells it from others
         self.followed: list[tuple[Dotted, str]] = []           # schedules that follow another path: where, which
 
     # -- primitives ----------------------------------------------------------------------------------------------------------------
@@ -110,7 +113,11 @@ class Components:
             if not self.guessed(path) or closest(key, names):
                 self.unknown(path, key, noun, primitive.options, (*legal, *rebindable(primitive)), primitive.origin)
         meant = {closest(key, names) for key in strange}
-        return self.check(noun, primitive.options, lenient(primitive), {k: v for k, v in given.items() if k in known}, path, meant)
+        told = len(self.problems)
+        checked = self.check(noun, primitive.options, lenient(primitive), {k: v for k, v in given.items() if k in known}, path, meant)
+        if len(self.problems) == told:
+            refused(self, primitive, self.settle(primitive, checked), path)
+        return checked
 
     def unknown(self, path: Dotted, key: str, noun: str, options: tuple[Option, ...], legal: tuple[str, ...], origin: str = "") -> None:
         """A key that is none: the closest one, or else all there are, one a line."""

@@ -24,11 +24,11 @@ def is_rate(value: Any, n: int | None) -> bool:
     return isinstance(value, (int, float)) and bool(n) and 0 <= value <= 1 and abs(value * n - round(value * n)) < 1e-4
 
 
-def show(value: Any, n: int | None) -> str:
-    """`54.30 ± 0.98` (percent) for a rate, the bare number for anything else."""
+def show(value: Any, n: int | None, unit: str = "") -> str:
+    """`54.30 ± 0.98` (percent) for a rate, the bare number for anything else; a diagnostic, which has a unit, is never a rate."""
     if value is None or isinstance(value, float) and not math.isfinite(value):
         return "-"
-    if is_rate(value, n):
+    if not unit and is_rate(value, n):
         return f"{100 * value:.2f} ± {100 * half_width(value, n):.2f}"
     return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
 
@@ -49,12 +49,12 @@ def rows_of(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def grid(result: Mapping[str, Any]) -> list[list[str]]:
-    """Cells of the table: a line of names, a line of image counts, a line for each checkpoint."""
-    rows, n = rows_of(result), result.get("n") or {}
+    """Cells of the table: a line of names, a line of image counts and the units of diagnostics, a line for each checkpoint."""
+    rows, n, units = rows_of(result), result.get("n") or {}, result.get("units") or {}
     names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
-    counts = [f"n = {n[name]:,}" if n.get(name) else "" for name in names]
+    counts = [" ".join([f"n = {n[name]:,}" if n.get(name) else "", f"[{units[name]}]" if name in units else ""]).strip() for name in names]
     mark = " *" if len(rows) > 1 else ""
-    return [["", *names], ["", *counts], *([label + mark * (at == 0), *(show(metrics.get(name), n.get(name)) for name in names)]
+    return [["", *names], ["", *counts], *([label + mark * (at == 0), *(show(metrics.get(name), n.get(name), units.get(name, "")) for name in names)]
                                           for at, (label, metrics) in enumerate(rows))]
 
 
@@ -84,9 +84,9 @@ def head(result: Mapping[str, Any]) -> str:
 
 def foot(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Lines beneath the table, each with its tone: dim, good or bad."""
-    rows, n = rows_of(result), result.get("n") or {}
+    rows, n, units = rows_of(result), result.get("n") or {}, result.get("units") or {}
     lines = []
-    if any(is_rate(value, n.get(name)) for _, metrics in rows for name, value in metrics.items()):
+    if any(is_rate(value, n.get(name)) for _, metrics in rows for name, value in metrics.items() if name not in units):
         mark = f"* selected; the run's result is its {rows[0][0]} checkpoint. " if len(rows) > 1 else ""
         lines.append((f"{mark}Accuracy in % ± half of the 95 % interval over images (Wilson).", "dim"))
     trust = result.get("trust") or {}
@@ -149,11 +149,12 @@ def print_result(result: Mapping[str, Any], file: IO[str] | None = None) -> None
     console.print(final_table(result, console.width))
 
 
-def compare_expect(expect: Mapping[str, Any], metrics: Mapping[str, float], n: Mapping[str, int]) -> list[str]:
+def compare_expect(expect: Mapping[str, Any], metrics: Mapping[str, float], n: Mapping[str, int], units: Mapping[str, str] | None = None) -> list[str]:
     """A line for each metric of a recipe's `[expect]` table: expected, got, and whether it lies within the tolerance.
 
     `aa = 0.60` allows the half-width of the 95 % interval for the difference of two runs on n images each, at least one point;
-    `aa = { value = 0.60, within = 0.05 }` says its own. Entries that hold no number (prose, hardware) are passed over.
+    `aa = { value = 0.60, within = 0.05 }` says its own. Entries that hold no number (prose, hardware) are passed over. A diagnostic (in `units`) is
+    compared in its unit, within a tenth of the expected value.
     """
     lines = []
     for name, entry in expect.items():
@@ -161,8 +162,18 @@ def compare_expect(expect: Mapping[str, Any], metrics: Mapping[str, float], n: M
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         given = entry.get("within") if isinstance(entry, Mapping) else None
-        lines.append(_compared(name, float(value), given, metrics.get(name), n.get(name, 0)))
+        unit = (units or {}).get(name)
+        lines.append(_compared(name, float(value), given, metrics.get(name), n.get(name, 0)) if unit is None else
+                     _compared_value(name, float(value), given, metrics.get(name), unit))
     return lines
+
+
+def _compared_value(name: str, value: float, given: float | None, got: float | None, unit: str) -> str:
+    if got is None or not math.isfinite(got):
+        return f"{name}: expected {value:.4g} {unit}, not measured"
+    within = float(given) if given is not None else abs(value) / 10
+    verdict = "within" if abs(got - value) <= within + 1e-12 else "OUTSIDE"
+    return f"{name}: expected {value:.4g} {unit}, got {got:.4g} {unit} ({got - value:+.2g}), {verdict} ±{within:.2g}"
 
 
 def _compared(name: str, value: float, given: float | None, got: float | None, n: int) -> str:

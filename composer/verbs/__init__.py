@@ -149,9 +149,14 @@ def describe(p: Primitive) -> dict[str, Any]:
             "origin": p.origin}
 
 
-def schema() -> dict[str, Any]:
-    """JSON Schema (draft 7) of a recipe, for editors; with the primitives that are loaded now."""
+def schema(*, study: bool = False) -> dict[str, Any]:
+    """JSON Schema (draft 7) of a recipe or of a study, for editors; with the primitives that are loaded now."""
     from composer.recipe.jsonschema import json_schema
+    from composer.recipe.study_schema import study_schema
 
     catalogue()
-    return json_schema(REGISTRY)
+    if not study:
+        return json_schema(REGISTRY)
+    from composer.recipe.studies import Bases
+
+    return study_schema(Bases().tables)

@@ -48,7 +48,7 @@ def _distance(gap: PerExample, x: Leaf, dual: float, full: bool, floor: float) -
     return gap / (torch.linalg.vector_norm(slope.flatten(1), ord=dual, dim=1) + floor)
 
 
-@view
+@view(cuts=lambda options: {"none": ("phi", "bd_dual"), "numerator": ("bd_dual",), "closed_form": ()}[options["grad"]])
 def margin_at(phi: PerExample, bd_radius: PerExample, bd_dual: PerExample, *,
               grad: Literal["none", "numerator", "closed_form"] = "numerator") -> PerExample:
     """Distance to a boundary point that a search has found, with the gradient the search itself cannot give.

@@ -74,6 +74,34 @@ def test_writes_of_running_statistics(name, writes):
     assert int(made.session.net.stats.count[0]) == writes
 
 
+MARGINS = [(name, ("views.m.grad", "views.m.classes"), pair) for name in ("elsayed", "elsayed_burnin", "elsayed_exp")
+           for pair in (("numerator", "top1"), ("numerator", "all"), ("full", "top1"), ("full", "all"))]
+MARGINS += [(name, ("views.m.grad",), (grad,)) for name in ("elsayed_fab", "elsayed_fab_soft", "dyart") for grad in ("none", "numerator", "closed_form")]
+
+
+@pytest.mark.parametrize(("name", "paths", "values"), MARGINS)
+def test_every_gradient_of_a_margin_costs_what_its_plan_says(name, paths, values):
+    recipe = load(name, setting="digits", sets=[f'{path}="{value}"' for path, value in zip(paths, values, strict=True)])
+    x, y = batch("cnn8", N)
+    made = Subject(recipe, build_model(recipe.model, (1, 8, 8), 10, seed=0), x, y)
+    cost, counted = plan_cost(made.plan).at(10), count(made.model, made, batch=N)
+    assert (counted.forward, counted.dgrad, counted.wgrad) == (cost.forward, cost.dgrad, cost.wgrad)
+
+
+def test_a_gain_that_is_constant_adds_a_forward_alone():
+    """Whether an image is classified correctly in eval mode: a pass without a backward."""
+    plain = load("standard", setting="digits")
+    recipe = plain.edit(put={"terms.ce.gain": {"use": "correct", "bn": "eval"}})
+    x, y = batch("cnn8", N)
+    costs = []
+    for each in (plain, recipe):
+        made = Subject(each, build_model(each.model, (1, 8, 8), 10, seed=0), x, y)
+        cost, counted = plan_cost(made.plan), count(made.model, made, batch=N)
+        assert (counted.forward, counted.dgrad, counted.wgrad) == (cost.forward, cost.dgrad, cost.wgrad)
+        costs.append(cost)
+    assert (costs[1].forward - costs[0].forward, costs[1].units - costs[0].units) == (1, 1)
+
+
 def test_the_second_step_costs_what_the_first_does():
     made = subject("mart_ours", -1)
     assert count(made.model, made) == count(made.model, made)

@@ -122,3 +122,15 @@ def test_images_that_are_none_are_refused(trained, digits, threat, change, said)
 def test_two_measures_of_one_name_are_refused(trained, digits, threat):
     with pytest.raises(ComposerError, match="two measures are named 'p'"):
         evaluate(trained, *digits["test"], [MeasureSpec("p", "pgd", {}), MeasureSpec("p", "clean", {})], threat=threat, seed=0)
+
+
+@pytest.mark.parametrize("use", ["pgd", "mim", "cw"])
+def test_l1_on_a_linear_model(two_classes, use):
+    """One pixel is moved at a time; the images lie 0.2 from 0 and 1, so a radius below that is all spent on the largest weight."""
+    x, y = two_classes.images()
+    radius = two_classes.radius(x, y, float("inf"))
+    eps = float(radius[radius > 0].quantile(0.05).clamp_max(0.19))
+    found = evaluate(two_classes, x, y, [MeasureSpec("a", use, {"norm": Ref("ball", "l1"), "eps": eps, "step": "eps/2", "steps": 4, "start": "zero"})],
+                     threat=Threat(Ref("ball", "linf"), 0.1, 0.1, 5, Ref("start", "zero")), seed=0).flags["a"]
+    sure = (radius - eps).abs() > 1e-4
+    assert torch.equal(found[sure], (radius > eps)[sure]) and 5 < int((radius > 0).sum() - found.sum())

@@ -201,3 +201,18 @@ def test_without_the_library_aa_is_one_clear_error_and_the_rest_works(trained, d
 def test_a_norm_it_does_not_know(trained, digits, threat):
     with pytest.raises(ComposerError, match="no norm 'l0'"):
         autoattack.run_autoattack(Judge(trained), *digits["test"], None, 10, None, None, version="standard", eps=0.1, norm=Ref("ball", "l0"))
+
+
+@pytest.mark.parametrize(("use", "norm", "dual"), [      # the library's Square in l2 needs images of five rows, these have four
+    ("apgd_ce", "linf", 1.0), ("apgd_ce", "l2", 2.0), ("fab", "linf", 1.0), ("fab", "l2", 2.0), ("square", "linf", 1.0)])
+def test_single_attacks_at_a_threat_of_their_own(two_classes, quick_autoattack, use, norm, dual):
+    """The setting's threat is too small to break anything; the measure's own norm and radius count, image by image."""
+    quick_autoattack(n_queries=300, n_iter=20)
+    x, y = (part[:60] for part in two_classes.images())
+    radius = two_classes.radius(x, y, dual)
+    eps = float(radius[radius > 0].median().clamp_max(0.19))
+    threat = Threat(Ref("ball", "linf"), 1e-4, 1e-4, 5, Ref("start", "zero"))
+    found = evaluate(two_classes, x, y, [MeasureSpec("a", use, {"norm": Ref("ball", norm), "eps": eps})], threat=threat, seed=0).flags["a"]
+    assert found.dtype == torch.bool and found[radius > eps * 1.001].all() and not found[radius <= 0].any()
+    near = (radius > 0) & (radius < 0.5 * eps)
+    assert int(near.sum()) > 5 and int(found[near].sum()) <= (0 if use != "square" else 0.3 * int(near.sum()))

@@ -19,7 +19,7 @@ def flags(n: int, standing: int) -> torch.Tensor:
 
 def verdict(use: str, standing: int, n: int = 200, name: str = "", clean: int = 190, zero: int = 0, details=None, **options) -> Verdict:
     extra = {} if use == "clean" else {"clean": flags(n, clean), "zero_grad": flags(n, zero)}
-    return Verdict(name or use, use, {**LINF, **options}, Measured(flags(n, standing), extra, details or {}), use != "clean")
+    return Verdict(name or use, use, {**LINF, **options}, Measured(flags(n, standing), extra, details or {}), {"attack": use != "clean"})
 
 
 def said(*verdicts: Verdict, seen: Probe = SOUND) -> list[str]:

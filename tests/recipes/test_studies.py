@@ -291,3 +291,25 @@ def test_check_takes_studies_and_recipes_together(tmp_path: Path, monkeypatch: p
     assert json.loads(json.dumps(study.as_dict()))["seeds"] == [0, 1, 2, 3, 4]
     refused, = check(["tiny"], setting="digits", root=ROOT)
     assert [e.where for e in refused.errors] == ["--setting"] and not refused.ok
+
+
+def test_toggles_are_tried_on_the_settings_of_a_study(tmp_path: Path) -> None:
+    """Alive and sound where the recipe stands, dead or without its path on a setting that a study runs it on."""
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(textwrap.dedent("""
+        extends = "at.toml"
+        setting = "lma_at/cifar10-resnet18"
+        [toggle]
+        decay   = { set = { "optim.weight_decay" = 5e-4 } }
+        shifted = { drop = ["augment.crop"] }
+    """).strip() + "\n", encoding="utf-8")
+    assert [c.errors for c in check([recipe], root=ROOT)] == [()]
+    study = tmp_path / "study.toml"
+    text = f'recipe = "{recipe.as_posix()}"\nsettings = ["lma_at/cifar10-resnet18"{{}}]\n[cells]\na = {{{{}}}}\nb = {{{{ set = {{{{ "optim.momentum" = 0.5 }}}} }}}}\n'
+    study.write_text(text.format(""), encoding="utf-8")
+    assert check([study], root=ROOT)[0].ok
+    study.write_text(text.format(', "digits"'), encoding="utf-8")
+    errors = check([study], root=ROOT)[0].errors
+    assert sorted(e.where.rpartition("  ")[2] for e in errors) == ["toggle.decay", "toggle.shifted"] and all("mine.toml:" in e.where for e in errors)
+    assert all("on digits, where a study runs this recipe" in e.why for e in errors)
+    assert "changes nothing here" in errors[0].what and "augment" in errors[1].text()

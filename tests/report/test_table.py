@@ -81,3 +81,14 @@ def test_expectations():
                      "fgsm: expected 50.00 %, not measured"]
     assert "within ±19.8" in compare_expect({"aa": 0.5}, {"aa": 0.5}, {"aa": 45})[0], "few images allow more"
     assert "within" in compare_expect({"aa": {"value": 0.6, "within": 0.05}}, {"aa": 0.65}, {})[0], "the edge counts as within"
+
+
+def test_a_diagnostic_is_never_a_percentage() -> None:
+    """Not even where its mean is a whole number of n images."""
+    result = {"recipe": "x", "metrics": {"clean": 0.5, "margin": 0.5, "pace": 1.0}, "n": {"clean": 10, "margin": 10, "pace": 4}, "units": {"margin": "pixels", "pace": "s"}}
+    lines = plain_table(result).splitlines()
+    assert lines[2].split() == ["clean", "margin", "pace"] and "n = 10 [pixels]" in lines[3] and "n = 4 [s]" in lines[3]
+    assert lines[4].split() == ["result", "50.00", "±", "26.34", "0.5", "1"]
+    assert "interval" not in plain_table(result | {"metrics": {"margin": 0.5}})
+    assert compare_expect({"margin": 0.4, "pace": {"value": 2.0, "within": 0.5}, "gone": 1.0}, result["metrics"], result["n"], result["units"] | {"gone": "s"}) == [
+        "margin: expected 0.4 pixels, got 0.5 pixels (+0.1), OUTSIDE ±0.04", "pace: expected 2 s, got 1 s (-1), OUTSIDE ±0.5", "gone: expected 1 s, not measured"]

@@ -1,0 +1,60 @@
+"""From what a user names to a grid on its way: `composer ablate`, `composer.ablate(…)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from composer.ablate.drive import Drive, Options, check_jobs, named
+from composer.ablate.types import Grid
+from composer.errors import ComposerError
+
+
+def grid_for(target: Any, toggles: Sequence[str] = (), *, design: str | None = None, seeds: Any = None, setting: str | None = None, sets: Sequence[str] = (),
+             drops: Sequence[str] = (), resolution: int = 4, name: str = "") -> Grid:
+    """The grid of a study (a file or a name), or of a recipe (also a Recipe) and its toggles.
+
+    Errors: Errors with everything that is wrong; ComposerError for flags that do not fit.
+    """
+    from composer.ablate.cells import grid_of
+    from composer.ablate.studygrid import grid_of_study
+    from composer.recipe.load import load
+    from composer.recipe.studies import find_study, load_study
+
+    if isinstance(target, (str, Path)) and find_study(target):
+        if toggles or design:
+            raise ComposerError("--toggle" if toggles else "--design", where="command line", why=f"{target} is a study: its cells are written in it",
+                                fix="name a recipe, or leave it away")
+        grid = grid_of_study(load_study(target, setting=setting, sets=sets, drops=drops, seeds=seeds))
+        if not grid.cells:
+            raise ComposerError(f"the study {grid.name} trains nothing", why="none of its rows has a recipe to train")
+        return grid if not (setting or sets or drops or name) else named(grid, stem=name or grid.name)
+    recipe = load(target, setting=setting, sets=sets, drops=drops) if isinstance(target, (str, Path)) else target
+    grid = grid_of(recipe, toggles, design=design, seeds=5 if seeds is None else seeds, name=name, resolution=resolution)
+    return named(grid, stem=name or f"{recipe.name}-{'-'.join(toggles)}"[:80])
+
+
+def ablate(target: Any = "mart_ours", toggles: Sequence[str] = (), *, design: str | None = None, seeds: Any = None, setting: str | None = None,
+           sets: Sequence[str] = (), drops: Sequence[str] = (), out: str | Path = "runs", jobs: int = 1, **options: Any) -> dict[str, Any]:
+    """Run a grid and hand back design's JSON: `composer.ablate(recipe, toggles=["ema", "margin"], seeds=5)`.
+
+    target   a recipe or a study, as a value, file or name
+    options  of `composer.ablate.drive.Options` (gpus_per_run, address, retries, threads, share, quiet) and of a run (data_root, device, …)
+    """
+    from composer.engine.session import Settings
+
+    own = {key: options.pop(key) for key in ("gpus_per_run", "address", "retries", "threads", "share", "again", "env", "sys_path") if key in options}
+    quiet = options.get("quiet", False)
+    settings = Settings(out=Path(out), **{k: Path(v) if k == "data_root" else v for k, v in options.items()})
+    grid = grid_for(target, toggles, design=design, seeds=seeds, setting=setting, sets=sets, drops=drops)
+    return run_grid(grid, Options(settings=settings, jobs=jobs, quiet=quiet, **own)).as_dict()
+
+
+def run_grid(grid: Grid, options: Options) -> Any:
+    """The Summary of a grid that is run to its end."""
+    from composer.engine.run import writable
+
+    check_jobs(options)
+    writable(Path(options.settings.out))
+    return Drive(grid, options).run()

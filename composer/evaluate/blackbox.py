@@ -1,0 +1,113 @@
+"""SPSA: ascent on the margin along gradients estimated from pairs of queries. No gradient of the model is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+
+from composer.evaluate.results import Measured
+from composer.options import Ref
+from composer.registry import REGISTRY, measure
+from composer.shapes import Ge, Gt, Images, Labels, Module, Norm, PerExample, Pixels, Tensor, ThreatPixels
+
+BETAS, TINY = (0.9, 0.999), 1e-8        # Adam's
+
+
+@measure(attack=True, blind=True, costly=True)
+def spsa(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Callable[..., None], slot: Any, *, delta: Annotated[Pixels, Gt(0)] = 0.001,
+         samples: Annotated[int, Ge(1)] = 100, steps: Annotated[int, Ge(1)] = 20, lr: Annotated[float, Gt(0)] = 0.01, eps: ThreatPixels,
+         norm: Norm) -> Measured:
+    """Accuracy under SPSA: the margin is climbed by Adam along slopes estimated from random pairs of queries, from the image itself.
+
+    An image withstands if it is correct as it stands and after every step. A step costs 2·samples queries and one more for the verdict;
+    the number of queries is in the details. Directions are independent over all pixels and channels; the queries may leave [0,1] by delta. Adam's
+    steps are nearly alike in all pixels: right for linf, while in l2 they stay short of the best point (by a tenth where all slopes differ).
+
+    Formula: g = mean_s v_s (J(x' + delta v_s) - J(x' - delta v_s)) / (2 delta), v_s = +-1, J = max_{k != y} z_k - z_y; x' := P(x' + Adam(g))   [share of images]
+    Paper:   Uesato et al., ICML 2018; the defaults are LMA-AT's, MWPB has samples = 256, steps = 100
+
+    delta     half the distance of a pair of queries
+    samples   pairs a step
+    lr        Adam's, in pixels a step
+    """
+    return run_spsa(model, x, y, draws, batch_size, report, slot, delta=delta, samples=samples, steps=steps, lr=lr, eps=eps, norm=norm)
+
+
+def run_spsa(judge: Any, x: Tensor, y: Tensor, draws: Any, batch_size: int, report: Callable[..., None], slot: Any, *, eps: float, norm: Ref,
+             **settings: Any) -> Measured:
+    """Batch after batch of the correct images; what is done is kept, and each image's directions are its own, so a killed one goes on."""
+    from composer.evaluate.attack import correct_flags
+
+    held = slot.load_part()
+    if held:
+        clean, robust, done, queries = held[0]["clean"], held[0]["robust"], held[1]["done"], held[1]["queries"]
+    else:
+        clean = correct_flags(judge, x, y, batch_size)
+        robust, done, queries = clean.clone(), 0, 0
+    correct = clean.nonzero().flatten()
+    size = max(1, batch_size // 2)
+    while done < len(correct):
+        rows = correct[done:done + size]
+        robust[rows], asked = _batch(judge, x, y, rows, draws, batch_size, eps, norm, **settings)
+        done, queries = done + len(rows), queries + asked
+        slot.save_part({"clean": clean, "robust": robust}, {"done": done, "queries": queries})
+        report(done, len(correct))
+    return Measured(robust, {"clean": clean}, {"attacked": len(correct), "queries": queries})
+
+
+def _batch(judge: Any, x: Tensor, y: Tensor, rows: Tensor, draws: Any, limit: int, eps: float, norm: Ref, *, delta: float, samples: int, steps: int,
+           lr: float) -> tuple[Tensor, int]:
+    """([n] bool: still standing at the end, queries asked) for the images `rows`. An image leaves the batch as soon as it is broken."""
+    from composer.evaluate.attack import _to
+
+    xb, yb = _to(judge, x[rows.to(x.device)], y[rows.to(y.device)])
+    standing, queries = torch.arange(len(rows)), 0
+    words = samples * math.ceil(xb[0].numel() / 32)
+    state = (xb, yb, xb.clone(), torch.zeros_like(xb), torch.zeros_like(xb))             # image, label, point, Adam's two moments
+    for step in range(1, steps + 1):
+        x0, label, point, first, second = state
+        bits = draws.bits(f"directions/{step}", rows[standing], words).to(point.device)
+        slope = estimate(lambda points, label=label: margin_loss(judge(points), label.repeat(len(points) // len(label))), point, bits, delta, samples, limit)
+        first, second = BETAS[0] * first + (1 - BETAS[0]) * slope, BETAS[1] * second + (1 - BETAS[1]) * slope.square()
+        move = (first / (1 - BETAS[0]**step)) / ((second / (1 - BETAS[1]**step)).sqrt() + TINY)
+        point = REGISTRY.get("ball", norm.use).fn(x0, eps, **norm.options).project(point + lr * move)
+        held = judge.correct(point, label)
+        queries += len(label) * (2 * samples + 1)
+        state = tuple(each[held] for each in (x0, label, point, first, second))
+        standing = standing[held.cpu()]
+        if not len(standing):
+            break
+    return torch.zeros(len(rows), dtype=torch.bool).index_fill(0, standing, True), queries
+
+
+def estimate(objective: Callable[[Tensor], PerExample], point: Tensor, bits: Tensor, delta: float, samples: int, limit: int) -> Tensor:
+    """[N,C,H,W] slope of the objective at `point`, averaged over `samples` random directions.
+
+    objective  images [M·N,...], the N points M times over, -> [M·N]; at most `limit` at a time (or 2 N)
+    bits       [N, samples·ceil(D/32)] int32: the signs of all directions
+    """
+    n, size = len(point), point[0].numel()
+    bits = bits.view(n, samples, -1)
+    total = torch.zeros_like(point)
+    many = max(1, limit // (2 * n))
+    for at in range(0, samples, many):
+        signs = unpack(bits[:, at:at + many], size).to(point.dtype).transpose(0, 1).reshape(-1, *point.shape)             # [M,N,C,H,W]
+        queries = torch.cat((point + delta * signs, point - delta * signs)).flatten(0, 1)
+        above, below = objective(queries).view(2, len(signs), n)
+        total += (signs * (above - below).view(len(signs), n, 1, 1, 1)).sum(0)
+    return total / (2 * delta * samples)
+
+
+def unpack(bits: Tensor, size: int) -> Tensor:
+    """[..., W] int32 -> [..., size] of +1 and -1: one sign a bit."""
+    each = torch.arange(32, device=bits.device, dtype=torch.int32)
+    return ((bits.unsqueeze(-1) >> each) & 1).flatten(-2)[..., :size] * 2 - 1
+
+
+def margin_loss(logits: Tensor, y: Tensor) -> PerExample:
+    """How far the strongest wrong class leads, [N]."""
+    own = y.unsqueeze(1)
+    return logits.scatter(1, own, float("-inf")).amax(1) - logits.gather(1, own).squeeze(1)

@@ -1,0 +1,95 @@
+"""Tracking of many runs as one: a parent run in MLflow, and tags that put each run of a grid or a sweep below it.
+
+The parent is a run like any other: its records go to a journal on disk first (`composer.track`), so a grid outlives a server that is away. A run
+started meanwhile names its parent by the journal's key, which is known before the server gives an id; the sender puts the id in its place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composer.track import FLUSH, NullTracker, Tracker, deliver, make_tracker
+from composer.track_journal import Journal, locked
+from composer.track_names import EXPERIMENT, PARENT, PARENT_AT, PARENT_KEY
+
+ARTIFACTS = ("grid.json", "sweep.json", "results.json", "failed.json", "table.md", "table.csv", "table.tex", "table.json", "report.html",
+             "trials.csv", "trials.json", "best*.toml", "plots", "cells")
+
+
+@dataclass
+class GridRun:
+    """The parent run of a grid. `run_id` is None without MLflow, and while its server is away; `note` says what is missing."""
+
+    out: Path
+    name: str
+    experiment: str
+    tracker: Tracker
+    folder: Path
+    key: str = ""
+
+    @property
+    def run_id(self) -> str | None:
+        return self.tracker.run_id
+
+    @property
+    def note(self) -> str:
+        return self.tracker.note
+
+
+def open_grid(out: Path, name: str, params: Mapping[str, Any], tags: Mapping[str, Any], *, folder: Path | None = None, experiment: str = "",
+              enabled: bool = True) -> GridRun:
+    """Begin or resume the parent run, before any worker starts: this creates the store, which two processes must not do at once.
+
+    folder      keeps the journal, so that the same command finds the same run again; default <out>/studies/<name>
+    experiment  MLflow's experiment, where all its children must be too; default the grid's name
+    """
+    folder = Path(folder or Path(out) / "studies" / name)
+    experiment = experiment or name
+    tracker = make_tracker(out, experiment=experiment, enabled=enabled, folder=folder)
+    if isinstance(tracker, NullTracker):
+        return GridRun(Path(out), name, experiment, tracker, folder)
+    tracker.start(name, params, {"composer.grid": name, **tags})
+    tracker.wait(FLUSH["file"] if tracker.uri.startswith("sqlite") else FLUSH["server"])     # type: ignore[attr-defined]
+    return GridRun(Path(out), name, experiment, tracker, folder, Journal(folder).key())
+
+
+def child_tags(grid: GridRun, cell: str, seed: int, toggles: Mapping[str, bool], nodes: Sequence[str] = ()) -> dict[str, str]:
+    """Tags of one run of the grid, for `engine.run.run(tags=…)`. `toggles`: name -> whether it is on. `nodes`: keys of the nodes it consists of."""
+    if isinstance(grid.tracker, NullTracker):
+        return {}
+    tags = {PARENT_KEY: grid.key, PARENT_AT: os.path.relpath(grid.folder, grid.out), EXPERIMENT: grid.experiment, "cell": cell, "seed": str(seed)}
+    tags |= {PARENT: grid.run_id} if grid.run_id else {}
+    tags |= {f"toggle.{name}": "on" if on else "off" for name, on in toggles.items()}
+    return tags | ({"nodes": " ".join(nodes)} if nodes else {})
+
+
+def close_grid(grid: GridRun, folder: Path, metrics: Mapping[str, float], status: str = "FINISHED", *, children: Iterable[Path] = ()) -> None:
+    """The grid's files as artifacts, its numbers as metrics, and its end (FINISHED, FAILED or KILLED).
+
+    children  folders of its runs: one whose process died without a word is ended as KILLED, and what it could not send is sent
+    """
+    for pattern in ARTIFACTS:
+        for path in sorted(Path(folder).glob(pattern)):
+            grid.tracker.artifact(path)
+    if metrics:
+        grid.tracker.metrics(metrics, 0)
+    grid.tracker.finish(status)
+    if isinstance(grid.tracker, NullTracker):
+        return
+    left = [Journal(path) for path in children]
+    for journal in left:
+        end_child(journal)
+    if any(journal.waiting() for journal in left):
+        deliver(grid.out)
+
+
+def end_child(journal: Journal) -> None:
+    """A run that was started and never ended is one whose process was killed."""
+    with locked(journal.folder / "track.lock", wait=0) as dead:
+        ops = [record["op"] for _, record in journal.pending(0)] if dead and journal.path.exists() else []
+        if "start" in ops and "finish" not in ops[max(i for i, op in enumerate(ops) if op == "start"):]:
+            journal.add("finish", status="KILLED")

@@ -1,0 +1,68 @@
+"""The sweep of a study's row: every point, halving at the rungs, a winner for each selector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from composer.errors import ComposerError
+from composer.recipe.studies import load_study
+from composer.search.grid import places, run_grid
+
+STUDY = """
+recipe = "tiny.toml"
+[cells.plain]
+[cells.row]
+kind   = "sweep"
+select = ["clean", "pgd"]
+rungs  = [1, 2]
+keep   = 2
+[cells.row.grid]
+"train.lr" = [0.1, 0.02, 0.0001]
+"""
+
+
+@pytest.fixture
+def row(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.toml").write_text(STUDY)
+    return load_study(tmp_path / "study.toml").row("row")
+
+
+def test_points_are_dropped_at_the_rung_and_winners_chosen_among_the_rest(row, options):
+    result = run_grid(row, options())
+    folder, trials = Path(result["out"]), result["trials"]
+    at_rung = [json.loads((folder / f"trial-{n:03d}" / "rung-1.json").read_text())["pgd"] for n in range(3)]
+    stay = sorted(sorted(range(3), key=lambda n: (-at_rung[n], n))[:2])
+    assert [t["number"] for t in trials if t["status"] == "done"] == stay and [t["epochs"] for t in trials] == [2 if n in stay else 1 for n in range(3)]
+    for selector in ("clean", "pgd"):
+        won = result["winners"][selector]
+        assert won["score"] == max(trials[n]["metrics"][selector] for n in stay) and won["values"] == list(row.points())[won["point"]][0]
+    assert result["metric"] == "pgd", "the last of select ranks at the rung"
+
+
+def test_the_rung_does_not_change_what_the_survivors_become(row, options, tmp_path):
+    """A trial that stopped at a rung and went on is bit for bit the one that never stopped."""
+    from dataclasses import replace
+
+    from composer.engine.session import Settings
+
+    halved = run_grid(row, options())
+    whole = run_grid(replace(row, rungs=(), keep=None), options(settings=Settings(out=tmp_path / "whole", quiet=True, track=False)))
+    for t in (t for t in halved["trials"] if t["status"] == "done"):
+        assert t["metrics"] == whole["trials"][t["number"]]["metrics"]
+        mine, theirs = (sorted((out / "nodes").glob("*/*.safetensors")) for out in (tmp_path / "runs", tmp_path / "whole"))
+        assert {p.name for p in theirs} >= {p.name for p in mine if p.name.startswith("current")}
+    again = run_grid(row, options())
+    assert again["winners"] == halved["winners"] and again["trials"] == halved["trials"]
+
+
+def test_the_share_that_goes_on_stays_the_same():
+    assert [places(15, 10, r) for r in (0, 1, 2)] == [10, 7, 4] and places(3, 5, 0) == 3 and places(8, 1, 2) == 1
+
+
+def test_a_cell_is_no_sweep(row, tmp_path, options):
+    with pytest.raises(ComposerError, match="no sweep"):
+        run_grid(load_study(tmp_path / "study.toml").row("plain"), options())
