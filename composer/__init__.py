@@ -11,10 +11,14 @@ from composer.registry import (augment, ball, data, gain, head, inner, loss, mea
 __version__ = "0.1.0"
 _VERBS = ("build", "check", "load", "run", "show")
 __all__ = ["augment", "ball", "data", "gain", "head", "inner", "loss", "measure", "model", "optim", "part", "phase", "radius", "schedule",
-           "start", "view", *_VERBS]
+           "start", "view", "ablate", *_VERBS]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ablate":                       # a room that can be called: composer.callmodule
+        import importlib
+
+        return importlib.import_module("composer.ablate")
     if name in _VERBS:
         from composer import api
 
