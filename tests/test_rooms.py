@@ -57,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
 NO_TORCH = {"errors", "shapes", "seeds", "callmodule", "atomic", "options", "registry", "shipped", "plugins", "recipe", "plan", "track",
             "track_journal", "track_mlflow", "track_names"}                   # not even inside a function
 NO_TORCH_FILES = ("ablate/cells.py", "ablate/tree.py", "ablate/statistics/", "ablate/table.py", "ablate/design.py")       # beginnings of names
-ONLY = {"mlflow": ("track",), "ray": ("search", "ablate/launch", "engine/fleet")}          # beginnings of file names
+ONLY = {"mlflow": ("track",), "optuna": ("search",), "ray": ("search", "ablate/launch", "engine/fleet")}          # beginnings of file names
 HEAVY = {"mlflow", "ray", "sklearn", "scipy", "matplotlib", "pyautoattack", "optuna", "statsmodels", "pandas", "torchvision", "timm"}
 COMPILERS = ("engine/backend", "bench/", "_testing", "testing")
 PLUGIN_MAY = {"composer", "composer.shapes", "composer.errors", "composer.options"}

@@ -14,7 +14,7 @@ from functools import cache
 from operator import attrgetter
 from typing import Any
 
-from composer.plan.types import Plan
+from composer.plan.types import Plan, Program
 from composer.plan.whole import plans_of
 from composer.recipe.identity import canonical
 from composer.recipe.recipe import Recipe
@@ -43,10 +43,9 @@ def table_text(recipe: Recipe, name: str) -> str:
 def plan_text(plan: Plan) -> tuple[Any, ...]:
     """The plan without parts that nothing reads, its programs as texts and its dials with their schedules."""
     idle = {part.id for part in plan.parts if not part.needed}
-    rest = {"parts": [flat(p) for p in plan.parts if p.id not in idle], "moments": [flat(m) for m in plan.moments if m.part not in idle],
-            "dials": [flat(d) for d in plan.dials if not any(d.path.startswith(f"parts.{id}.") for id in idle)]}
-    big = _once(plan.outer, lambda: repr(tuple(flat(getattr(plan, name)) for name in _fields(Plan) if name not in rest)))
-    return (big, rest)
+    awake = {"parts": tuple(p for p in plan.parts if p.id not in idle), "moments": tuple(m for m in plan.moments if m.part not in idle),
+             "dials": tuple(d for d in plan.dials if not any(d.path.startswith(f"parts.{id}.") for id in idle))}
+    return tuple(flat(awake.get(name, getattr(plan, name))) for name in _fields(Plan))
 
 
 def flat(value: Any) -> Any:
@@ -58,6 +57,9 @@ def flat(value: Any) -> Any:
         return tuple([item if type(item) in SCALARS else flat(item) for item in value])
     if kind is dict:
         return tuple(sorted([(str(key), item if type(item) in SCALARS else flat(item)) for key, item in value.items()]))
+    if kind is Program:                                    # plans that differ in weights share their steps
+        steps = value.steps and _once(value.steps, lambda: repr([flat(step) for step in value.steps]))
+        return (steps, *[flat(getattr(value, name)) for name in _fields(Program) if name != "steps"])
     if hasattr(kind, "__dataclass_fields__"):
         return (kind.__name__, *[item if type(item) in SCALARS else flat(item) for item in _read(kind)(value)])
     return repr(value)

@@ -41,6 +41,7 @@ class Grid:
     resolution  of a fractional design (3: III, ...), else 0
     aliases     fractional: effect -> the effects it cannot be told from, as "ema:margin"
     nested      toggle -> the toggles inside which it is void: {"ema": ("align",)}
+    tuned       how hyper-parameters were chosen, in a sentence; "": all stand where their recipe puts them
     notes       what the reader must know, one sentence each ("ema is void inside align: ...")
     """
 
@@ -56,6 +57,7 @@ class Grid:
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     nested: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tuned: str = ""
 
     def cell(self, name: str) -> Cell:
         return next(c for c in self.cells if c.name == name)

@@ -15,6 +15,7 @@ setting = "digits"
 
 [model]
 use = "mlp"
+widths = [16]
 
 [threat]
 steps = 2

@@ -51,7 +51,7 @@ def input_of(grid: Grid, block: Block, outcome: Outcome, winners: tuple[Winner, 
         chosen["primary"] = primary_of(names)
     if chosen.get("family"):                                   # a cell in another table is of that one's family; one without results has no contrast
         known = {cell.name for cell in grid.cells} | {w.label for w in winners}
-        chosen["family"] = [n for n in chosen["family"] if (found.get(n) and n != base if n in known else design != "study")]
+        chosen["family"] = [n for n in chosen["family"] if (base and found.get(n) and n != base if n in known else design != "study")]
     last = max((int(r.get("epochs") or 0) for by in found.values() for r in by.values()), default=0)
     made = Input(
         metrics={m.name: {c: {s: float(r["metrics"][m.name]) for s, r in by.items() if r["metrics"].get(m.name) is not None} for c, by in found.items()}
