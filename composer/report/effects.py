@@ -224,6 +224,7 @@ def curves(summary: Summary, table: Table) -> Any:
             series = [{row["epoch"]: 100 * row[key] for row in rows if (key := pick(row)) and row.get(key) is not None} for rows in held[line.name]]
             _band(axis, [s for s in series if s], _name(line), style(at)["color"], "-" if at < len(COLOURS) else "--" if at < 2 * len(COLOURS) else ":")
         axis.set(xlabel="epoch", ylabel=f"{title}, %")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     seeds = f"mean over {table.seeds} seeds, band: lowest to highest" if table.seeds > 1 else "one seed"
     figure.suptitle(f"{summary.study}: {seeds}", fontsize=9, x=0.01, ha="left")
     legend(axes[-1], len(lines))
