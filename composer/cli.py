@@ -94,11 +94,13 @@ def schema(study: Annotated[bool, typer.Option("--study", help="The schema of st
 
 
 def _add_working_verbs() -> None:
+    from composer import cli_evaluate
     from composer.cli_ablate import add_to
     from composer.cli_run import add
 
     add(app)
     add_to(app)
+    cli_evaluate.add_to(app)
 
 
 _add_working_verbs()

@@ -110,6 +110,7 @@ def ui(out: Out = Path("runs"), port: Annotated[int, typer.Option(help="Port of 
 
 def bench(full: Annotated[bool, typer.Option("--full", help="More methods and networks; minutes.")] = False,
           gpu: Annotated[bool, typer.Option("--gpu", help="On the CUDA device, with seconds per epoch at fp32, tf32, bf16.")] = False,
+          methods: Annotated[bool, typer.Option("--methods", help="What each method costs over its base, held against the passes it adds.")] = False,
           rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
           threads: Annotated[int, typer.Option(help="Threads of PyTorch; on a shared machine more than one is noisy.")] = 1,
           as_json: Json = False) -> None:
@@ -118,6 +119,13 @@ def bench(full: Annotated[bool, typer.Option("--full", help="More methods and ne
     from composer.cli import say
 
     stream = sys.stderr if as_json else sys.stdout
+    if methods:
+        from composer.bench.methods import overheads
+
+        found = overheads(rounds=rounds, threads=threads, say=lambda line: print(line, file=stream, flush=True))
+        if as_json:
+            say(found, True, "")
+        return
     report = measure(full=full, gpu=gpu, rounds=rounds, threads=threads, say=lambda line: print(line, file=stream, flush=True))
     if as_json:
         say(report, True, "")

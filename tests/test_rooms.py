@@ -55,7 +55,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": EVERYTHING, "cli_run": EVERYTHING, "cli_ablate": EVERYTHING, "api": EVERYTHING, "verbs": EVERYTHING,
 }
 NO_TORCH = {"errors", "shapes", "seeds", "callmodule", "atomic", "options", "registry", "shipped", "plugins", "recipe", "plan", "track",
-            "track_journal", "track_mlflow", "track_names"}                   # not even inside a function
+            "track_journal", "track_mlflow", "track_names", "track_grid"}                   # not even inside a function
 NO_TORCH_FILES = ("ablate/cells.py", "ablate/tree.py", "ablate/statistics/", "ablate/table.py", "ablate/design.py")       # beginnings of names
 ONLY = {"mlflow": ("track",), "optuna": ("search",), "ray": ("search", "ablate/launch", "engine/fleet")}          # beginnings of file names
 HEAVY = {"mlflow", "ray", "sklearn", "scipy", "matplotlib", "pyautoattack", "optuna", "statsmodels", "pandas", "torchvision", "timm"}

@@ -32,9 +32,12 @@ class Stem:
         return self.last - self.first + 1
 
     def walk(self) -> Iterator[Stem]:
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        """This one and all behind it, depth first."""
+        waiting = [self]
+        while waiting:
+            stem = waiting.pop()
+            yield stem
+            waiting += stem.children[::-1]
 
 
 @dataclass(frozen=True)
@@ -72,26 +75,36 @@ class Tree:
 
 
 def grow(chains: Mapping[str, Sequence[Token]]) -> Tree:
-    """The tree of cells given as one token an epoch; equal tokens up to an epoch are a shared prefix."""
-    return Tree(tuple(_split(tuple(chains), chains, 0)), {name: len(chain) for name, chain in chains.items()})
+    """The tree of cells given as one token an epoch; equal tokens up to an epoch are a shared prefix. A tree may be as deep as a run is long."""
+    found: list[tuple[int, int, int, tuple[str, ...]]] = []              # parent, first epoch - 1, last epoch, cells; parents first
+    waiting = [(-1, 0, group) for group in _groups(tuple(chains), chains, 0)[::-1]]
+    while waiting:
+        parent, at, names = waiting.pop()
+        end = _agreed(names, chains, at)
+        found.append((parent, at, end, names))
+        waiting += [(len(found) - 1, end, group) for group in _groups(names, chains, end)[::-1]]
+    below: list[list[Stem]] = [[] for _ in range(len(found) + 1)]       # the last one: what has no parent
+    for place in reversed(range(len(found))):
+        parent, at, end, names = found[place]
+        below[parent].append(Stem(at + 1, end, names, tuple(n for n in names if len(chains[n]) == end), tuple(below[place][::-1])))
+    return Tree(tuple(below[-1][::-1]), {name: len(chain) for name, chain in chains.items()})
 
 
-def _split(names: tuple[str, ...], chains: Mapping[str, Sequence[Token]], at: int) -> Iterator[Stem]:
+def _groups(names: tuple[str, ...], chains: Mapping[str, Sequence[Token]], at: int) -> list[tuple[str, ...]]:
+    """The cells that go on, by what their next epoch is."""
     groups: dict[Token, list[str]] = {}
     for name in names:
         if len(chains[name]) > at:
             groups.setdefault(chains[name][at], []).append(name)
-    for group in groups.values():
-        yield _stem(tuple(group), chains, at)
+    return [tuple(group) for group in groups.values()]
 
 
-def _stem(names: tuple[str, ...], chains: Mapping[str, Sequence[Token]], at: int) -> Stem:
-    last, first = min(len(chains[n]) for n in names), chains[names[0]]
-    end = at + 1
+def _agreed(names: tuple[str, ...], chains: Mapping[str, Sequence[Token]], at: int) -> int:
+    """The epoch up to which these cells are one."""
+    end, last, first = at + 1, min(len(chains[n]) for n in names), chains[names[0]]
     while end < last and all(chains[n][end] == first[end] for n in names[1:]):
         end += 1
-    ends = tuple(n for n in names if len(chains[n]) == end)
-    return Stem(at + 1, end, names, ends, tuple(_split(names, chains, end)))
+    return end
 
 
 # -- from a grid ---------------------------------------------------------------------------------------------------------------------

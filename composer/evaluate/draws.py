@@ -19,6 +19,11 @@ class Draws:
     def __init__(self, seed: int, prefix: str):
         self._seed, self.prefix = seed, prefix
 
+    @property
+    def base(self) -> int:
+        """The evaluation's own seed."""
+        return self._seed
+
     def seed(self, path: str, step: int | str) -> int:
         return stream_seed(self._seed, f"{self.prefix}/{path}", step)
 

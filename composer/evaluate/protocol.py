@@ -59,7 +59,8 @@ def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: 
     return Evaluation(
         metrics={v.name: v.result.metric for v in verdicts}, n={v.name: len(v.result.counted) for v in verdicts},
         flags={v.name: v.result.values for v in verdicts}, trust=judge_trust(verdicts, seen), seconds=time.perf_counter() - began,
-        details={v.name: v.result.details for v in verdicts}, units={v.name: v.unit for v in verdicts if v.unit})
+        details={v.name: v.result.details for v in verdicts}, units={v.name: v.unit for v in verdicts if v.unit},
+        extra={v.name: v.result.extra for v in verdicts})
 
 
 def attack_accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, spec: MeasureSpec, threat: Threat, seed: int, epoch: int,

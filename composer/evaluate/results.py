@@ -49,6 +49,7 @@ class Evaluation:
     seconds: float
     details: dict[str, dict[str, Any]]
     units: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)      # of each measure, further tensors by name
 
 
 class Run(Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import signal
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,11 +60,12 @@ def _ray(recipe: Recipe, source: Source, store: Store, make: MakeWork, options: 
     import ray
     from ray import tune
 
-    scratch = Path(tempfile.mkdtemp(prefix="composer-tune-"))
+    scratch = store.folder / ".tune"
+    shutil.rmtree(scratch, ignore_errors=True)            # of a driver that was killed
     work = make(0)
     trainable = tune.with_parameters(in_worker, recipe=recipe, work=work, plugins=for_workers(), folder=os.getcwd(), threads=options.threads)
     resources: dict[str, float] = {"cpu": 1} | ({"gpu": options.gpus_per_run} if options.gpus_per_run else {})
-    with cluster(ray, options), cleanly(scratch):
+    with cluster(ray, options), cleanly(scratch), sigterm_ends():
         searcher, scheduler, teller = adapters(source, store, options)
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
@@ -75,7 +77,7 @@ def _ray(recipe: Recipe, source: Source, store: Store, make: MakeWork, options: 
             tuner.fit()
         except KeyboardInterrupt:
             raise stopped(store, "Ctrl-C", 130) from None
-        except SystemExit:                                # Ray turns SIGTERM into this
+        except SystemExit:
             raise stopped(store, "SIGTERM", 75) from None
 
 
@@ -117,6 +119,23 @@ def cleanly(scratch: Path) -> Any:
         yield
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def sigterm_ends() -> Any:
+    """SIGTERM as SystemExit, in place of Ray's own handler, which prints a stack and aborts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_: Any) -> None:
+        raise SystemExit(75)
+
+    old = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old if old is not None else signal.SIG_DFL)
 
 
 def in_worker(config: dict[str, Any], *, recipe: Recipe, work: Work, plugins: tuple[str, ...], folder: str, threads: int) -> None:

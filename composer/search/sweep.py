@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,7 @@ def sweep(recipe: Recipe, options: SweepOptions, *, space: Space | None = None) 
     facts = {"recipe": recipe.name, "setting": recipe.setting, "experiment_id": recipe.experiment_id, "space": space, "points": options.points if options.grid else 0,
              "seed": options.seed, "metric": goal.metric, "sampler": "grid" if options.grid else "tpe", "precision": options.settings.precision}
     store = Store(options.settings.out, options.name or name_of(recipe, facts))
+    options = anew(store, options)
     held = store.begin(facts | {"threads": options.threads, "rungs": list(at)})
     options = replace(options, threads=held["threads"], trials=len(points) or options.trials)     # bits depend on the number of threads
     for path, why in left.items():
@@ -79,6 +81,14 @@ def settled(options: SweepOptions) -> SweepOptions:
     settings = replace(options.settings, out=options.settings.out.absolute(), data_root=options.settings.data_root.absolute(),
                        quiet=options.settings.quiet or options.jobs > 0)
     return replace(options, threads=threads, settings=settings)
+
+
+def anew(store: Store, options: SweepOptions) -> SweepOptions:
+    """--fresh: the sweep's record goes. Nodes stay: what is trained by the same bits again is the same again, and other trials may share it."""
+    if not options.settings.fresh:
+        return options
+    shutil.rmtree(store.folder, ignore_errors=True)
+    return replace(options, settings=replace(options.settings, fresh=False))
 
 
 def goal_of(recipe: Recipe, options: SweepOptions) -> Goal:
@@ -123,7 +133,7 @@ def work_tracked(recipe: Recipe, source: Any, store: Store, goal: Goal, options:
     """Work through the source; whatever happens, the parent run hears of it."""
     def make(number: int) -> Work:
         return Work(store, number, options.seed, options.settings, goal.further, until,
-                    child_tags(parent, f"trial-{number:03d}", options.seed, {}) | {"sweep": store.name})
+                    child_tags(parent, store.trial(number).name, options.seed, {}))
 
     try:
         work_through(recipe, source, store, make, options)

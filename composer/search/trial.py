@@ -109,7 +109,8 @@ class TrialRunner(Runner):
     """A run without a test."""
 
     def __init__(self, recipe: Recipe, work: Work, told: Told):
-        super().__init__(recipe, work.seed, work.settings, TrialRecord(work, recipe), dict(work.tags))
+        tags = work.tags | {"cell": work.folder.name} if work.tags else {}       # the same Work goes to all workers but for the number
+        super().__init__(recipe, work.seed, work.settings, TrialRecord(work, recipe), tags)
         self.work, self.observe = work, told
         self.rows = {int(row["epoch"]): row for row in atomic.read_lines(work.folder / "epochs.jsonl")}
         self.told: set[int] = set()

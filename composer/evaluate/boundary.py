@@ -1,0 +1,116 @@
+"""FAB as a step on many jobs at once: towards the nearest linearised boundary, a job ending as soon as it stands within eps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from composer.evaluate.autopgd import over
+from composer.evaluate.draws import Draws
+from composer.evaluate.pool import State
+from composer.shapes import Tensor
+
+FAR, ALPHA, OVERSHOOT, BACK = 1e10, 0.1, 1.05, 0.9
+
+
+def size(x: Tensor, norm: str) -> Tensor:
+    """[n,...] -> [n]"""
+    flat = x.flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.square().sum(1).sqrt() if norm == "l2" else flat.abs().sum(1)
+
+
+def dual(x: Tensor, norm: str) -> Tensor:
+    """[n,k,...] -> [n,k], in the dual norm."""
+    flat = x.flatten(2)
+    return flat.abs().sum(2) if norm == "linf" else flat.square().sum(2).sqrt() if norm == "l2" else flat.abs().amax(2)
+
+
+@dataclass
+class Boundary:
+    """FAB; with `targets` the targeted one, a job's tag naming the class by clean logit from the end, else a restart.
+
+    Formula: x' = (1-a)(x + 1.05 d) + a(x_0 + 1.05 d_0), d and d_0 the projections of x and the image x_0 onto the linearised boundary,
+             a = min(|d|/(|d|+|d_0|), 0.1); behind the boundary x := x_0 + 0.9 (x - x_0)
+    Paper:   Croce and Hein, ICML 2020 (FAB); the projections are the library's
+    """
+
+    model: Callable[[Tensor], Tensor]
+    eps: float
+    norm: str
+    draws: Draws
+    rows: Tensor
+    path: str
+    targets: Tensor | None = None
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        from pyautoattack import fab_projections
+
+        self.onto: Callable[..., Any] = getattr(fab_projections, f"projection_{self.norm}")
+
+    def start(self, x: Tensor, y: Tensor, who: Tensor, tag: Tensor) -> State:
+        there = who.to(x.device)
+        x, y = x[there], y[there]
+        target = y if self.targets is None else self.targets[there, -tag.to(x.device)]
+        point = x.clone() if self.targets is not None else self._restart(x, who, tag)
+        none = torch.zeros_like(y, dtype=torch.bool)
+        return {"who": who, "i": torch.zeros_like(who), "x": x, "y": y, "target": target, "point": point, "answer": x.clone(), "fallen": none, "done": none.clone()}
+
+    def _restart(self, x: Tensor, who: Tensor, tag: Tensor) -> Tensor:
+        """The first run begins at the image, later ones half of eps away in a random direction."""
+        point = x.clone()
+        for one in [t for t in tag.unique().tolist() if t > 0]:
+            mine = (tag == one).nonzero().flatten()
+            mine = mine[who[mine].argsort()]
+            there = mine.to(x.device)
+            noise = self.draws.rows("uniform" if self.norm == "linf" else "gaussian", f"{self.path}/{one}", self.rows[who[mine]], x)
+            noise = 2 * noise - 1 if self.norm == "linf" else noise
+            point[there] = (x[there] + 0.5 * self.eps * noise / over(size(noise, self.norm), noise)).clamp(0, 1)
+        return point
+
+    def step(self, s: State) -> None:
+        gap, slope = self.linear(s["point"], s["y"], s["target"])
+        with torch.no_grad():
+            point = self.move(s["point"], s["x"], gap, slope)
+            behind = self.model(point).argmax(1) != s["y"]
+            s["fallen"] = behind & (size(point - s["x"], self.norm) <= self.eps)
+            s["answer"] = point
+            s["point"] = torch.where(over(behind, point), s["x"] + (point - s["x"]) * BACK, point)
+        s["i"] += 1
+        s["done"] = (s["i"] >= self.steps).to(s["done"].device)
+
+    def move(self, point: Tensor, x: Tensor, gap: Tensor, slope: Tensor) -> Tensor:
+        n = len(x)
+        nearest = (gap.abs() / (1e-12 + dual(slope, self.norm))).argmin(1)
+        row = torch.arange(n, device=x.device)
+        w = slope[row, nearest].flatten(1)
+        b = (w * point.flatten(1)).sum(1) - gap[row, nearest]
+        away = self.onto(torch.cat((point.flatten(1), x.flatten(1))), torch.cat((w, w)), torch.cat((b, b)))
+        lengths = size(away, self.norm).clamp_min(1e-8)
+        alpha = over((lengths[:n] / (lengths[:n] + lengths[n:])).clamp(0, ALPHA), x)
+        here, there = away[:n].view_as(x), away[n:].view_as(x)
+        return ((point + OVERSHOOT * here) * (1 - alpha) + (x + OVERSHOOT * there) * alpha).clamp(0, 1)
+
+    def linear(self, point: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """([n,k] logit differences to the label, [n,k,...] their gradients): k = 1 with a target, else all classes."""
+        with torch.enable_grad():
+            leaf = point.detach().requires_grad_()
+            z = self.model(leaf)
+            own = z.gather(1, y[:, None])
+            gap = z.gather(1, target[:, None]) - own if self.targets is not None else z - own
+            count = gap.shape[1]
+            slopes = [self._slope(gap[:, k], leaf, k + 1 < count) for k in range(count)]
+        gap = gap.detach()
+        if self.targets is None:
+            gap = gap.scatter(1, y[:, None], FAR)
+        return gap, torch.stack(slopes, 1)
+
+    def _slope(self, value: Tensor, leaf: Tensor, again: bool) -> Tensor:
+        found = torch.autograd.grad(value.sum(), leaf, retain_graph=again, allow_unused=True)[0] if value.requires_grad else None
+        return torch.zeros_like(leaf) if found is None else found
+
+    def follow(self, s: State) -> State | None:
+        return None
