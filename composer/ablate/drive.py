@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from composer import atomic
+from composer.ablate.planned import check_analysis
 from composer.ablate.tree import Course, Stem, Tree, courses, tree_of
 from composer.ablate.types import Cell, Failure, Grid, Outcome, Task
 from composer.engine.record import Record, read_json
 from composer.engine.session import Settings
-from composer.errors import ComposerError
+from composer.errors import ComposerError, Stopped
 
 WORK = "composer.ablate.work:work"
+Results = dict[tuple[str, int], dict[str, Any]]
+Lost = dict[tuple[str, int], Failure]
 
 
 @dataclass(frozen=True)
@@ -55,21 +59,26 @@ class Drive:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.threads = options.threads or held.get("threads") or max(1, cores // max(1, options.jobs))
         self.options = options
-        self._with_threads()
-        self.courses: dict[str, Course] = courses(grid, options.settings)
+        check_analysis(grid)
+        with self.as_workers():
+            self.courses: dict[str, Course] = courses(grid, options.settings)
         self.tree: Tree = tree_of(self.courses, share=options.share)
 
-    def _with_threads(self) -> None:
-        """Keys hold the number of threads: the tree must be that of the workers."""
-        from composer.ablate.local import set_torch_threads
+    @contextlib.contextmanager
+    def as_workers(self) -> Iterator[None]:
+        """With their number of threads: it is in the keys, and in what a step costs."""
+        import torch
 
-        import torch  # noqa: F401  so that the number is set before keys are made
-
-        set_torch_threads(self.threads)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     # -- what there is to do -------------------------------------------------------------------------------------------------------
 
-    def finished(self) -> dict[tuple[str, int], dict[str, Any]]:
+    def finished(self) -> Results:
         """Results that the store has."""
         found = {}
         for cell in self.grid.distinct:
@@ -79,7 +88,7 @@ class Drive:
                     found[cell.name, seed] = result
         return found
 
-    def diverged(self) -> dict[tuple[str, int], Failure]:
+    def diverged(self) -> Lost:
         """Runs that are known to diverge: another try would end alike. They are forgotten where the cell has another key."""
         held = {} if self.options.again else read_json(self.folder / "diverged.json") or {}
         return {(cell, seed): Failure(cell, seed, found[seed_text]["why"], diverged=True, exit_code=3)
@@ -91,26 +100,26 @@ class Drive:
         files = {cell.name: self._file(cell) for cell in self.grid.distinct}
         found: list[Task] = []
         for seed in self.grid.seeds:
-            for stem in self.tree.stems:
-                found += self._of_stem(stem, seed, "", 0, done, files, tags)
+            found += self._of_stems(seed, done, files, tags)
         return found
 
-    def _of_stem(self, stem: Stem, seed: int, after: str, behind: int, done: set[tuple[str, int]], files: dict[str, str], tags: Any) -> Iterator[Task]:
-        missing = [name for name in stem.cells if (name, seed) not in done]
-        if not missing:
-            return
-        if len(stem.cells) > 1:
+    def _of_stems(self, seed: int, done: set[tuple[str, int]], files: dict[str, str], tags: Any) -> Iterator[Task]:
+        """Depth first; what only one cell still needs is that cell's own business."""
+        waiting = [(stem, "", 0) for stem in self.tree.stems[::-1]]
+        while waiting:
+            stem, after, behind = waiting.pop()
+            missing = [name for name in stem.cells if (name, seed) not in done]
             if len(missing) > 1:
                 task = self._prefix(stem, seed, after, behind, files, missing)
                 yield task
                 after, behind = task.id, stem.last
-            for child in stem.children:
-                yield from self._of_stem(child, seed, after, behind, done, files, tags)
-        for name in stem.ends:
-            if name in missing:
-                cell = self.grid.cell(name)
-                spec = {"kind": "run", "recipe": files[name], "name": cell.recipe.name, "seed": seed, "settings": self._settings(), "tags": tags(cell, seed)}
-                yield Task(f"{name}/s{seed}", "run", f"{name}, seed {seed}", spec, after, self.tree.lengths[name] - behind, name, seed)
+            if len(stem.cells) > 1 and missing:
+                waiting += [(child, after, behind) for child in stem.children[::-1]]
+            for name in stem.ends:
+                if name in missing:
+                    cell = self.grid.cell(name)
+                    spec = {"kind": "run", "recipe": files[name], "name": cell.recipe.name, "seed": seed, "settings": self._settings(), "tags": tags(cell, seed)}
+                    yield Task(f"{name}/s{seed}", "run", f"{name}, seed {seed}", spec, after, self.tree.lengths[name] - behind, name, seed)
 
     def _prefix(self, stem: Stem, seed: int, after: str, behind: int, files: dict[str, str], missing: list[str]) -> Task:
         host, *others = missing
@@ -134,9 +143,8 @@ class Drive:
         text = replace(cell.recipe, toggle={}, search={}, expect={}).filled()         # its own toggles may mean nothing here
         if not path.exists() or path.read_text() != text:
             atomic.write_text(path, text)
-        read = load_cell(str(path), cell.recipe.name)
-        if read.experiment_id != cell.recipe.experiment_id:
-            raise RuntimeError(f"{path} does not say what the cell {cell.name} means")
+            if load_cell(str(path), cell.recipe.name).experiment_id != cell.recipe.experiment_id:
+                raise RuntimeError(f"{path} does not say what the cell {cell.name} means")
         return str(path.absolute())
 
     # -- running -------------------------------------------------------------------------------------------------------------------
@@ -148,11 +156,16 @@ class Drive:
         from composer.track_grid import close_grid
 
         began = time.monotonic()
+        results, lost = self.finished(), self.diverged()
+        missing = any((c.name, s) not in results and (c.name, s) not in lost for c in self.grid.distinct for s in self.grid.seeds)
+        held = {} if missing else read_json(self.folder / "results.json") or {}
+        if held and (same := self._as_held(held, results, lost)):
+            return same
         self._note()
         parent, status = self._open(), "KILLED"
         try:
-            results, failed = self._launch(parent)
-            outcome = self._outcome(results, failed, time.monotonic() - began)
+            results, failed = self._launch(parent, results, lost)
+            outcome = self._outcome(results, failed, held.get("seconds") or time.monotonic() - began)
             summary = summarise(self.grid, outcome, self.out, mlflow_parent_run_id=parent.run_id)
             write_all(summary, self.folder)
             self._slim(results)
@@ -162,38 +175,58 @@ class Drive:
             close_grid(parent, self.folder, {}, status, children=[f for f in folders if f.is_dir()])
         return summary
 
-    def _launch(self, parent: Any) -> tuple[dict[tuple[str, int], dict[str, Any]], list[Failure]]:
+    def _as_held(self, held: Mapping[str, Any], results: Results, lost: Lost) -> Any:
+        """The Summary of a grid that has nothing left to do, if its tables say the same and nothing waits to be tracked; else None."""
+        from composer.ablate.summary import summarise
+        from composer.track_journal import Journal
+
+        tracked = held.get("mlflow_parent_run_id")
+        if Journal(self.folder).waiting() or not (tracked or not self.options.settings.track) or not (self.folder / "report.html").exists():
+            return None
+        summary = summarise(self.grid, self._outcome(results, list(lost.values()), held.get("seconds") or 0.0), self.out, mlflow_parent_run_id=tracked)
+        return summary if json.loads(json.dumps(atomic.plain(summary.as_dict()))) == held else None
+
+    def _launch(self, parent: Any, results: Results, lost: Lost) -> tuple[Results, list[Failure]]:
         from composer.ablate.launch import LaunchOptions, launch
         from composer.track_grid import child_tags
 
-        results, lost = self.finished(), self.diverged()
         def tags(cell: Cell, seed: int) -> dict[str, str]:
             return child_tags(parent, cell.name, seed, {t: t not in cell.off for t in self.grid.toggles})
 
         tasks = self.tasks({*results, *lost}, tags)
         o = self.options
-        if tasks:
-            launching = LaunchOptions(folder=self.folder, jobs=o.jobs, address=o.address, gpus_per_run=o.gpus_per_run, threads=self.threads, retries=o.retries,
-                                      env=o.env, sys_path=o.sys_path, quiet=o.quiet, title=self.grid.name)
-            answers = launch(tasks, WORK, launching)
-            for task in (t for t in tasks if t.kind == "run"):
-                answer = answers.get(task.id, {"failed": {"why": "it was not begun"}})
-                if "result" in answer:
-                    results[task.cell, task.seed] = answer["result"]
-                else:
-                    why = answer["failed"]
-                    lost[task.cell, task.seed] = Failure(task.cell, task.seed, why["why"], bool(why.get("diverged")), int(why.get("exit_code") or 1))
-        self._keep_diverged(lost.values())
+        try:
+            if tasks:
+                launching = LaunchOptions(folder=self.folder, jobs=o.jobs, address=o.address, gpus_per_run=o.gpus_per_run, threads=self.threads,
+                                          retries=o.retries, env=o.env, sys_path=o.sys_path, quiet=o.quiet, title=self.grid.name)
+                self._take(tasks, launch(tasks, WORK, launching), results, lost)
+        except Stopped as stop:
+            self._take(tasks, getattr(stop, "answers", {}), results, lost)
+            raise
+        finally:
+            self._keep_diverged(lost)
         return results, list(lost.values())
 
-    def _keep_diverged(self, lost: Any) -> None:
-        held: dict[str, dict[str, Any]] = {}
-        for failure in lost:
+    def _take(self, tasks: Sequence[Task], answers: Mapping[str, Mapping[str, Any]], results: Results, lost: Lost) -> None:
+        for task in (t for t in tasks if t.kind == "run" and t.id in answers):
+            answer = answers[task.id]
+            if "result" in answer:
+                results[task.cell, task.seed] = answer["result"]
+            else:
+                why = answer["failed"]
+                lost[task.cell, task.seed] = Failure(task.cell, task.seed, why["why"], bool(why.get("diverged")), int(why.get("exit_code") or 1))
+
+    def _keep_diverged(self, lost: Lost) -> None:
+        """Beside those of other seeds and cells, which an earlier call may have run."""
+        asked = {(cell.name, seed) for cell in self.grid.cells for seed in self.grid.seeds}
+        held = {cell: {seed: why for seed, why in found.items() if (cell, int(seed)) not in asked}
+                for cell, found in (read_json(self.folder / "diverged.json") or {}).items()}
+        for failure in lost.values():
             if failure.diverged:
                 held.setdefault(failure.cell, {})[str(failure.seed)] = {"key": self.courses[failure.cell].key, "why": failure.why}
-        atomic.write_json(self.folder / "diverged.json", held)
+        atomic.write_json(self.folder / "diverged.json", {cell: found for cell, found in held.items() if found})
 
-    def _outcome(self, results: dict[tuple[str, int], dict[str, Any]], failed: list[Failure], seconds: float) -> Outcome:
+    def _outcome(self, results: Results, failed: list[Failure], seconds: float) -> Outcome:
         seeds = len(self.grid.seeds)
         return Outcome(results, tuple(failed), self.tree.trained * seeds, self.tree.unshared * seeds, self.tree.common(), self.tree.forks, seconds)
 
@@ -217,7 +250,8 @@ class Drive:
                          experiment=grid.cells[0].recipe.name if grid.design != "study" else grid.name, enabled=settings.track)
 
     def _slim(self, results: Mapping[tuple[str, int], dict[str, Any]]) -> None:
-        """Only leaves and forks keep their checkpoints; other stretches keep their curves."""
+        """Only leaves and forks keep their checkpoints, forks of other grids too; other stretches keep their curves."""
+        from composer.ablate.work import FORK
         from composer.engine import checkpoint
         from composer.engine.walk import lineage
 
@@ -229,7 +263,7 @@ class Drive:
                 continue
             for folder in lineage(self.out / "nodes" / last)[:-1]:
                 epochs = (read_json(folder / "key.json") or {}).get("epochs") or [0, 0]
-                if epochs[1] not in forks:
+                if epochs[1] not in forks and not (folder / FORK).exists():
                     for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
                         (folder / name).unlink(missing_ok=True)
 

@@ -21,7 +21,8 @@ def preview(drive: Drive) -> dict[str, Any]:
     """
     grid, tree, seeds = drive.grid, drive.tree, len(drive.grid.seeds)
     passes = passes_of(tree, drive.courses) * seeds
-    per_pass = seconds_per_pass(drive)
+    with drive.as_workers():
+        per_pass = seconds_per_pass(drive)
     done = {*drive.finished(), *drive.diverged()}
     share = left(drive, done) / max(1, tree.trained * seeds)
     training = passes * per_pass * share
@@ -104,9 +105,9 @@ def _tree(drive: Drive) -> Any:
     left = [SHOWN]
 
     def add(branch: Any, stem: Stem) -> None:
-        left[0] -= 1
-        if left[0] < 0:
+        if left[0] <= 0:
             return
+        left[0] -= 1
         names = ", ".join(stem.cells) if len(stem.cells) <= 4 else f"{', '.join(stem.cells[:3])} and {len(stem.cells) - 3} more"
         here = branch.add(Text(f"epochs {stem.first}-{stem.last}  {names}"))
         for child in stem.children:
@@ -114,8 +115,9 @@ def _tree(drive: Drive) -> Any:
 
     for stem in drive.tree.stems:
         add(top, stem)
-    if left[0] < 0:
-        top.add(Text(f"and {-left[0]} stretches more"))
+    more = sum(1 for _ in drive.tree.walk()) - SHOWN
+    if more > 0:
+        top.add(Text(f"and {more} stretches more"))
     return top
 
 

@@ -7,6 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from composer import atomic
+
+
+FORK = "fork"             # a mark in a node's folder: runs part here, so its checkpoint stays
+
 
 class Watch:
     """Tells the progress file at every epoch's end."""
@@ -43,7 +48,9 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
     watch.tell(0, "start")
     if spec["kind"] == "prefix":
         guests = [load_cell(file, name) for file, name in spec["guests"]]
-        return train_prefix(recipe, seed=spec["seed"], until=spec["until"], guests=guests, settings=settings, observer=watch)
+        trained = train_prefix(recipe, seed=spec["seed"], until=spec["until"], guests=guests, settings=settings, observer=watch)
+        atomic.write_text(settings.out / "nodes" / trained["node"] / FORK, "")
+        return trained
     return {"result": run(recipe, seed=spec["seed"], settings=settings, tags=dict(spec.get("tags") or {}), observer=watch)}
 
 

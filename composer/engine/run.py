@@ -150,7 +150,8 @@ class Runner:
         from composer.plan.explain import explain
 
         params = {"recipe": self.recipe.name, "setting": self.recipe.setting, "seed": self.seed} | flat(self.recipe.tables)
-        tags = {"experiment_id": self.recipe.experiment_id, "prefix_key": self.session.nodes[-1].key, **self.tags}
+        nodes = [node.key for node in self.session.nodes]
+        tags = {"experiment_id": self.recipe.experiment_id, "prefix_key": nodes[-1], "nodes": " ".join(nodes), **self.tags}
         self.tracker.start(self.record.name, params, tags)
         if self.tracker.note:
             self.live.say(self.tracker.note)

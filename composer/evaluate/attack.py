@@ -12,6 +12,7 @@ import torch
 from composer.errors import ComposerError
 from composer.evaluate.draws import Draws
 from composer.evaluate.guard import Judge
+from composer.evaluate.memory import Fit
 from composer.evaluate.results import Measured
 from composer.options import Ref
 from composer.registry import REGISTRY
@@ -91,7 +92,7 @@ class Climb:
 
 def correct_flags(judge: Judge, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     """[n] bool on the CPU: correct as they stand. Copied once, at the end."""
-    flags = [judge.correct(*_to(judge, x[i:i + batch_size], y[i:i + batch_size])) for i in range(0, len(y), batch_size)]
+    flags = Fit(batch_size).slices(len(y), lambda i, j: judge.correct(*_to(judge, x[i:j], y[i:j])))
     return torch.cat(flags).cpu() if flags else torch.zeros(0, dtype=torch.bool)
 
 
@@ -102,18 +103,21 @@ def run_attack(attack: Attack, judge: Judge, x: Tensor, y: Tensor, draws: Draws,
     """
     clean = correct_flags(judge, x, y, batch_size)
     robust, zero = clean.clone(), torch.zeros_like(clean)
+    fit = Fit(batch_size)
     for restart in range(attack.restarts):
         standing = robust.nonzero().flatten()
-        verdicts = []
-        for done in range(0, len(standing), batch_size):
-            rows = standing[done:done + batch_size]
-            verdicts.append(_batch(attack, judge, x, y, rows, draws, restart))
-            report(done + len(rows), len(standing), f"restart {restart + 1}" if attack.restarts > 1 else "")
-        if verdicts:
+
+        def one(begin: int, end: int, standing: Tensor = standing, restart: int = restart) -> tuple[Tensor, Tensor]:
+            verdict = _batch(attack, judge, x, y, standing[begin:end], draws, restart)
+            report(end, len(standing), f"restart {restart + 1}" if attack.restarts > 1 else "")
+            return verdict
+
+        if verdicts := fit.slices(len(standing), one):
             held, flat = (torch.cat(column).cpu() for column in zip(*verdicts, strict=True))
             robust[standing] = held
             zero[standing] |= flat
-    return Measured(robust, {"clean": clean, "zero_grad": zero}, {"attacked": int(clean.sum()), "zero_gradients": int(zero.sum())})
+    halved = {"batch_halved": fit.refused} if fit.refused else {}
+    return Measured(robust, {"clean": clean, "zero_grad": zero}, {"attacked": int(clean.sum()), "zero_gradients": int(zero.sum()), **halved})
 
 
 def _batch(attack: Attack, judge: Judge, x: Tensor, y: Tensor, rows: Tensor, draws: Draws, restart: int) -> tuple[Tensor, Tensor]:

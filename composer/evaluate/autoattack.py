@@ -28,7 +28,7 @@ from composer.evaluate.store import Slot
 from composer.options import Ref
 from composer.shapes import Tensor
 
-SLACK = 1e-6
+SLACK = 1e-6            # rounding of float32 in sums over an image; the library's l1 points leave [0,1] by 1e-7
 Attack = Callable[[Tensor, Tensor, Tensor], Tensor]      # (images, labels, their places in the whole) -> adversarial images
 
 
@@ -80,7 +80,7 @@ def run_autoattack(judge: Judge, x: Tensor, y: Tensor, draws: Draws, batch_size:
                 facts["warnings"] = sorted(set(facts["warnings"]) | set(warnings))
                 facts["forwards"] = calls + judge.calls
                 ledger.save(slot)
-                report(done, total, name, left=seconds_left(facts["seconds_of"], facts["attacked"], names, name, int(ledger.pending.sum()) - ledger.done, int(ledger.robust.sum())))
+                report(done, total, name, seconds_left(facts["seconds_of"], facts["attacked"], names, name, int(ledger.pending.sum()) - ledger.done, int(ledger.robust.sum())))
             facts["robust_after"][name] = int(ledger.robust.sum())
             ledger.attack, ledger.done, ledger.pending = ledger.attack + 1, 0, ledger.robust.clone()
     return Measured(ledger.robust, {"clean": ledger.clean}, {**facts, "version": version})
@@ -137,7 +137,7 @@ def verify(judge: Judge, x: Tensor, found: Tensor, y: Tensor, eps: float, norm: 
     delta = (found.double() - x.double()).flatten(1)
     size = {"linf": delta.abs().amax(1), "l2": delta.norm(dim=1), "l1": delta.abs().sum(1)}[norm]
     flat = found.flatten(1)
-    inside = (size <= eps + SLACK * max(1.0, eps)) & (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
+    inside = (size <= eps + SLACK * max(1.0, eps)) & (flat.amin(1) >= -SLACK) & (flat.amax(1) <= 1 + SLACK)
     claimed = ~(delta == 0).all(1)
     broken = claimed & inside & ~judge.correct(found, y)
     return broken, claimed & ~broken

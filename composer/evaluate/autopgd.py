@@ -226,7 +226,7 @@ class AutoPGD1(AutoPGD):
         least = slope.sort(1).values.gather(1, rank[:, None])
         sign = (s["grad"].flatten(1) * (slope >= least)).sign()
         away = (sign / (sign.abs().sum(1, keepdim=True) + 1e-10)).view_as(s["x"])
-        return self.ball(s["x"], s["point"] + over(s["step"], away) * away, s["radius"])
+        return self.ball(s["x"], s["point"] + over(s["step"], away) * away, s["radius"]).clamp(0, 1)
 
     def check(self, s: State) -> None:
         due = (s["i"] + 1) % self.every[s["stage"]] == 0

@@ -28,7 +28,7 @@ def folded(judge: Judge, x: Tensor) -> tuple[Judge, str]:
     before, after = (sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in net.modules()) for net in (judge.module, fused))
     for parameter in fused.parameters():
         parameter.requires_grad_(False)
-    other = Judge(fused)
+    other = Judge(fused, judge.meter)
     want, got = judge(x), other(x)
     if got.shape != want.shape or not torch.allclose(got, want, rtol=0, atol=CLOSE * float(want.abs().max())):
         return judge, "plain: the folded network answered otherwise"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -20,14 +21,21 @@ class Judge:
     function may hide parameters, so its own graph is kept behind a wall.
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor]):
+    def __init__(self, model: Callable[[Tensor], Tensor], meter: list[int] | None = None):
         self.model = getattr(model, "_orig_mod", model)
         self.module = self.model if isinstance(self.model, torch.nn.Module) else None
         floats = [p for p in self.module.parameters() if p.is_floating_point()] if self.module is not None else []
         self.device = floats[0].device if floats else None
         self.dtype = floats[0].dtype if floats else torch.float32
+        self.meter = meter if meter is not None else [0]
+
+    @property
+    def calls(self) -> int:
+        """Forward passes so far, also those of a folded twin."""
+        return self.meter[0]
 
     def raw(self, x: Tensor) -> Tensor:
+        self.meter[0] += 1
         return self.model(x.to(self.dtype)).float()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -48,15 +56,54 @@ class Judge:
         return (logits.argmax(1) == y) & logits.isfinite().all(1)
 
 
+def plainly(model: Any) -> Any:
+    """The model as attacks can trust it: float32, contiguous, eager. Itself where it is so, else a copy that shares nothing with it.
+
+    Half precision hides small gradients, channels-last weights give gradients that some attacks cannot `.view`, and a compiled model looks to
+    the attack library like one that changes. A model that cannot be copied is judged as it is, its inputs and logits cast.
+    """
+    module = getattr(model, "_orig_mod", model)
+    if not isinstance(module, torch.nn.Module):
+        return module
+    tensors = [*module.parameters(), *module.buffers()]
+    half = any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
+    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in module.modules())
+    if not (half or compiled or any(t.ndim in (4, 5) and not t.is_contiguous() for t in tensors)):
+        return module
+    try:
+        module = _eager(copy.deepcopy(module))
+    except (RuntimeError, TypeError, NotImplementedError):
+        return module
+    return (module.float() if half else module).to(memory_format=torch.contiguous_format)
+
+
+def _eager(module: torch.nn.Module) -> torch.nn.Module:
+    """Compiled submodules replaced by what they compile."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "_orig_mod"):
+                setattr(parent, name, child._orig_mod)
+    for one in module.modules():
+        one._compiled_call_impl = None
+    return module
+
+
+@contextlib.contextmanager
+def eager_precision() -> Iterator[None]:
+    """No autocast of the caller's reaches into the block."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else contextlib.nullcontext():
+        yield
+
+
 @contextlib.contextmanager
 def undisturbed(model: Any) -> Iterator[Judge]:
-    """Within the block the model is in eval mode with frozen parameters; everything is put back, also after an error."""
-    judge = Judge(model)
+    """Within the block the model, or its plain copy, is in eval mode with frozen parameters; everything is put back, also after an error."""
+    judge = Judge(plainly(model))
     module = judge.module
     modes = [(m, m.training) for m in module.modules()] if module is not None else []
     params = [(p, p.requires_grad, p.grad) for p in module.parameters()] if module is not None else []
     tracer = sys.gettrace()
-    with random_states(), torch.inference_mode(False), torch.enable_grad():
+    with random_states(), eager_precision(), torch.inference_mode(False), torch.enable_grad():
         try:
             if module is not None:
                 module.eval()

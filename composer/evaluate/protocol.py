@@ -32,7 +32,8 @@ def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: 
     measures  in printed order; options left out are the threat's
     store     folder that belongs to these weights, this normalisation and this data; a result found there is not computed again,
               an AutoAttack that was killed goes on where it was
-    progress  called as (name, done, total); name is "aa/apgd-t" inside AutoAttack
+    progress  called as (name, done, total); name is "aa/apgd-t" inside AutoAttack, which before each call tells `progress.left`, where there
+              is one, the seconds it will still take
     subject_digest  of weights, model and judged output, if the caller knows it: enters the keys of the stored results
     run       what is known of the run that made the model; measures of other images than x, of radii or of times need it
 
@@ -157,7 +158,9 @@ def _once(spec: MeasureSpec, options: dict[str, Any], judge: Judge, x: Tensor, y
     if held:
         return held
 
-    def report(done: int, total: int, stage: str = "") -> None:
+    def report(done: int, total: int, stage: str = "", left: float | None = None) -> None:
+        if left is not None and hasattr(progress, "left"):
+            progress.left(left)
         if progress:
             progress(f"{spec.name}/{stage}" if stage else spec.name, done, total)
 

@@ -156,7 +156,7 @@ class SquaresP(Squares):
             return (x + delta / (self.whole(delta) + 1e-12) * self.eps).clamp(0, 1)
         from pyautoattack.autopgd_base import L1_projection
 
-        return x + delta + L1_projection(x, delta, self.eps * (1 - 1e-6))
+        return (x + delta + L1_projection(x, delta, self.eps * (1 - 1e-6))).clamp(0, 1)
 
     def pattern(self, x: Tensor, rows: Tensor) -> Tensor:
         n, c, h, w = x.shape

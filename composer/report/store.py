@@ -152,6 +152,8 @@ def _evaluations(out: Path, records: Mapping[str, Any], experiments: Mapping[str
     for name, record in records.items():
         for subject in record.get("evaluated") or []:
             users.setdefault(str(subject), set()).add(name)
+    for path in _folders(out / "evaluated"):                       # what `composer evaluate` was asked for
+        users.setdefault(str((read_json(path / "result.json") or {}).get("subject")), set()).add(f"evaluated/{path.name}")
     silent = [name for name, record in records.items() if (experiments[name] / "result.json").is_file() and not record.get("evaluated")]
     foreign = [name for name, path in studies.items() if _has_foreign(path)]
     keep = f"{silent[0]} does not say which are its own" if silent else f"{foreign[0]} may be of it" if foreign else ""

@@ -71,7 +71,7 @@ def check_measures(measures: list[Any], subject: Subject) -> None:
         if of_run and subject.run is None:
             raise ComposerError(f"the measure '{m.name}' asks for the run that trained the model", where=f"protocol, {m.name}",
                                 why="the run is not in the store as it was" if subject.facts else "a bare model does not know its training",
-                                fix=f"--set 'evaluate={{ use = \"quick\" }}', or another --protocol without {m.name}")
+                                fix=f"a --protocol without {m.name}")
 
 
 def probe(subject: Subject, bench: Bench, asked: Asked) -> None:

@@ -34,7 +34,7 @@ class Held:
     inside: Normalisation | None
 
 
-def held(file: Path, wanted: dict[str, Tensor], classes: int) -> Held:
+def held(file: Path, wanted: dict[str, Tensor]) -> Held:
     """Read, unwrap and rename until the names are those of `wanted`. Errors: ComposerError where they do not fit."""
     raw, kind = read_file(file)
     state, under = find_state(raw, file)
@@ -43,7 +43,7 @@ def held(file: Path, wanted: dict[str, Tensor], classes: int) -> Held:
     state, wrapper = unwrap(state, wanted)
     dropped = [k for k in state if k not in wanted and any(part in k for part in UNUSED)]
     state, renamed = rename_head({k: v for k, v in state.items() if k not in dropped}, wanted)
-    _check_classes(state, wanted, file, classes)
+    _check_classes(state, wanted, file)
     check_fit(state, wanted, file)
     lines = [f"{len(state)} tensors from {file} ({kind})" + (f", found under '{under}'" if under else "")]
     lines += [f"took off the prefix '{prefix}'" for prefix in (*stripped, *wrapper)]
@@ -77,11 +77,16 @@ def unwrap(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[dict[st
     return state, taken
 
 
-def _check_classes(state: dict[str, Tensor], wanted: dict[str, Tensor], file: Path, classes: int) -> None:
-    last = next((k for k in reversed(list(wanted)) if wanted[k].ndim == 2), None)
-    if last and last in state and state[last].ndim == 2 and state[last].shape[0] != wanted[last].shape[0] and state[last].shape[1] == wanted[last].shape[1]:
-        raise ComposerError(f"the weights {file} are of {state[last].shape[0]} classes, the data have {classes}",
-                            fix="name the data it was trained on: --data, or --setting")
+def _check_classes(state: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:
+    """One sentence where the first or the last layer alone tells other data."""
+    fix = "name the data it was trained on: --data, or --setting"
+    first, last = (next((k for k in names if wanted[k].ndim == dims), None) for names, dims in ((list(wanted), 4), (list(wanted)[::-1], 2)))
+    for key, dim, text in ((last, 0, "{} classes, the data have {}"), (first, 1, "images with {} channels, the data have {}")):
+        if key is None or key not in state or state[key].ndim != wanted[key].ndim:
+            continue
+        theirs, ours = list(state[key].shape), list(wanted[key].shape)
+        if theirs[dim] != ours[dim] and theirs[:dim] + theirs[dim + 1:] == ours[:dim] + ours[dim + 1:]:
+            raise ComposerError(f"the weights {file} are of {text.format(theirs[dim], ours[dim])}", fix=fix)
 
 
 def from_file(asked: Asked, file: Path, bench: Bench, *, name: str = "", kind: str = "weights") -> Subject:
@@ -89,7 +94,7 @@ def from_file(asked: Asked, file: Path, bench: Bench, *, name: str = "", kind: s
     recipe, dataset = bench.recipe, bench.dataset
     device, spec = pick_device(asked.settings.device), recipe.model
     bare = _network(replace(spec, mean=None, std=None), dataset)
-    found = held(file, bare.state_dict(), dataset.classes)
+    found = held(file, bare.state_dict())
     _put(bare, found.state)
     chosen, line = choose(asked, found.inside, bare, bench, device, name or str(file))
     spec = replace(spec, mean=chosen.mean, std=chosen.std)
@@ -102,7 +107,8 @@ def from_file(asked: Asked, file: Path, bench: Bench, *, name: str = "", kind: s
     digest = subject_of(SimpleNamespace(model=spec, evaluate=recipe.evaluate), weights_digest(weights))
     judged = Cosines(model) if recipe.evaluate.logits == "cosine" else model
     return Subject(name or str(file), kind, judged, digest, weights, chosen.text, chosen.mean, chosen.std, None if foreign else spec, seed=asked.seed or 0,
-                   notes=[*found.lines, line], source=file)
+                   notes=[*found.lines, line], source=file,
+                   built=f"{spec.use}:{spec.options['name']}" if foreign else "")
 
 
 def choose(asked: Asked, inside: Normalisation | None, bare: nn.Module, bench: Bench, device: torch.device, name: str) -> tuple[Normalisation, str]:

@@ -59,7 +59,8 @@ def _subject(asked: Asked, kind: str, model: nn.Module, chosen: Normalisation, n
     weights = {k: v.detach().cpu() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
     judged = settled(behind(model, chosen), pick_device(asked.settings.device))
     about = {"weights": weights_digest(weights), "code": code, "mean": chosen.mean, "std": chosen.std}
-    return Subject(asked.target, kind, judged, digest(about), weights, chosen.text, chosen.mean, chosen.std, seed=asked.seed or 0, notes=notes)
+    return Subject(asked.target, kind, judged, digest(about), weights, chosen.text, chosen.mean, chosen.std, seed=asked.seed or 0, notes=notes,
+                   built=asked.target)
 
 
 # -- import ------------------------------------------------------------------------------------------------------------------------

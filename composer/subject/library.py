@@ -87,8 +87,10 @@ def _of_timm(name: str, download: bool) -> Found:
 
 
 def _cached(hub: str, filename: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
     for each in (filename, "model.safetensors", "pytorch_model.bin"):
         found = try_to_load_from_cache(hub, each) if each else None
         if isinstance(found, str):

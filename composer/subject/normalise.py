@@ -107,7 +107,7 @@ def find(models: Callable[[Normalisation], Any], x: Tensor, y: Tensor, dataset: 
     if all(beats(tried[best], right) for word, right in tried.items() if word != best):
         return known[best], f"normalisation found by trying: {best} (right on {len(y)} images: {counts})"
     raise ComposerError(f"{name} does not say how its images were normalised, and trying does not tell", where="--normalise",
-                        why=f"right on {len(y)} images: {counts}", fix=f"say it: {USAGE}")
+                        why=f"right on {len(y)} images: {counts}", fix="say it: --normalise " + ", ".join(known) + ", inside, another data set's name, or mean=..,std=..")
 
 
 def readings(dataset: Any, said: str) -> list[Reading]:

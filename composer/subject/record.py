@@ -66,7 +66,7 @@ def slug(text: str) -> str:
 def keep(out: Path, target: str, result: dict[str, Any], columns: dict[str, Tensor]) -> Path:
     """evaluated/<model>-<digest of what was judged by what>/: flags first, result.json last."""
     about = {key: result[key] for key in ("subject", "measures", "data", "seed", "n")}
-    folder = out / FOLDER / f"{slug(target)}-{digest(atomic.plain(about))[:8]}"
+    folder = out / FOLDER / f"{slug(Path(target).name if Path(target).exists() else target)}-{digest(atomic.plain(about))[:8]}"
     atomic.write_bytes(folder / "flags.safetensors", packed(columns))
     atomic.write_json(folder / "result.json", atomic.plain({**result, "target": target}))
     return folder

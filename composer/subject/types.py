@@ -69,4 +69,5 @@ class Subject:
     notes: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     source: Path | None = None
+    built: str = ""                                          # what makes the network where spec is None: module:function, torchvision:NAME, timm:NAME
     facts: dict[str, Any] = field(default_factory=dict)      # recipe, setting, run of one of ours

@@ -39,6 +39,7 @@ heavy   = { set = { "terms.mae.weight" = 1.0 } }
 mean    = { set = { "evaluate.weights" = "live" }, drop = ["parts.mean"] }
 slow    = { set = { "parts.mean.decay" = 0.9 } }
 start   = { set = { "inner.x_adv.start" = "zero" } }
+strong  = { set = { "evaluate.pgd-3.steps" = 4 } }
 wild    = { set = { "train.lr" = 1e30, "optim.clip" = 1e30 } }
 """
 
@@ -110,6 +111,39 @@ def drive(as_found: None) -> Callable[..., Any]:
         return Drive(of, Options(**{"settings": chosen, "jobs": 0, "threads": 1, "quiet": True} | options))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def store_of_two(recipe: Path, tiny: str, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A store in which late × mean has run with two seeds, made once; what it took."""
+    import torch
+
+    from composer.ablate.door import grid_for
+    from composer.ablate.drive import Drive, Options
+    from composer.engine.session import Settings
+    from composer.engine.walk import Walk
+    from composer.report import effects, plots
+
+    out, seen, plain = tmp_path_factory.mktemp("two") / "runs", [], Walk.step_done
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "curves", lambda *_, **__: None)
+        patch.setattr(effects, "draw_all", lambda *_, **__: [])
+        patch.setattr(Walk, "step_done", lambda self, *args: (seen.append((self.recipe.experiment_id, self.session.seed, args[0])), plain(self, *args))[1])
+        threads = torch.get_num_threads()
+        it = Drive(grid_for(recipe, ("late", "mean"), seeds=2, setting=tiny),
+                   Options(settings=Settings(out=out, track=False, quiet=True, device="cpu"), jobs=0, threads=1, quiet=True))
+        summary = it.run()
+        torch.set_num_threads(threads)
+    return SimpleNamespace(out=out, drive=it, summary=summary, steps=tuple(seen))
+
+
+@pytest.fixture
+def two(store_of_two: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
+    """A copy of that store, at tmp_path/runs."""
+    import shutil
+
+    shutil.copytree(store_of_two.out, tmp_path / "runs")
+    return SimpleNamespace(**{**vars(store_of_two), "out": tmp_path / "runs"})
 
 
 @pytest.fixture

@@ -21,13 +21,17 @@ def main(arguments: list[str], output: str, errors: str, environment: dict[str, 
     sys.path[:0] = path
     sys.modules.update(dict.fromkeys(absent))              # None: the module cannot be found
     import composer.engine.run
+    import composer.report.effects
     import composer.report.plots
+    import composer.track_grid
     from composer.cli import app, run_app
     from composer.track import NullTracker
 
     if not track:
         composer.engine.run.make_tracker = lambda *_, **__: NullTracker()
+        composer.track_grid.make_tracker = lambda *_, **__: NullTracker()
         composer.report.plots.curves = lambda *_, **__: None
+        composer.report.effects.draw_all = lambda *_, **__: []
     code = run_app(app, arguments)
     if tell:
         print("imported:", *sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
