@@ -55,7 +55,7 @@ ROOMS: dict[str, set[str]] = {
     "scaffold": BASE | {"plugins", "atomic", "testing", "_testing"},
     "ui": {"errors", "track", "track_*"},
     "testing": EVERYTHING, "_testing": EVERYTHING,
-    "cli": EVERYTHING, "cli_run": EVERYTHING, "cli_ablate": EVERYTHING, "cli_evaluate": EVERYTHING, "cli_evaluate": EVERYTHING, "api": EVERYTHING, "verbs": EVERYTHING,
+    "cli": EVERYTHING, "cli_run": EVERYTHING, "cli_ablate": EVERYTHING, "cli_evaluate": EVERYTHING, "api": EVERYTHING, "verbs": EVERYTHING,
 }
 NO_TORCH = {"errors", "shapes", "seeds", "callmodule", "atomic", "options", "registry", "shipped", "plugins", "recipe", "plan", "track",
             "track_journal", "track_mlflow", "track_names", "track_grid"}                   # not even inside a function

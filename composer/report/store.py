@@ -108,6 +108,7 @@ def _nodes(out: Path, records: Mapping[str, Any], studies: Mapping[str, Path], n
         for name in _with_past(_named(record.get("nodes") or [], there), there):
             users[name].add(experiment)
     open_studies = [name for name, path in studies.items() if not (path / "results.json").is_file()]
+    open_studies += [f"the sweep {path.name}" for path in _folders(out / "sweeps") if not any(path.glob("best*.toml"))]
     if open_studies:
         notes.append(f"{', '.join(open_studies)} {'is' if len(open_studies) == 1 else 'are'} unfinished: all nodes are kept, since shared prefixes belong "
                      "to no experiment yet")

@@ -54,10 +54,10 @@ def held(file: Path, wanted: dict[str, Tensor]) -> Held:
 
 def take_normalisation(state: dict[str, Tensor], file: Path) -> tuple[dict[str, Tensor], Normalisation | None]:
     """Without the buffers of a normalisation layer, and its numbers: a mean and a deviation of one value a channel under one prefix."""
-    for name in state:
+    for name, value in state.items():
         prefix, last = re.fullmatch(r"(.*\.)?([^.]+)", name).groups(default="")         # type: ignore[union-attr]
         partner = next((prefix + s for s in STD if prefix + s in state), None) if last in MEAN else None
-        if partner is None or max(state[name].numel(), state[partner].numel()) > 4:
+        if partner is None or max(value.numel(), state[partner].numel()) > 4:
             continue
         mean, std = (tuple(round(float(v), 8) for v in state[k].flatten()) for k in (name, partner))
         if min(std) <= 0:

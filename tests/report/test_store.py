@@ -66,6 +66,13 @@ def test_an_unfinished_study_keeps_its_prefixes(store: Path) -> None:
     assert "n3" not in [i.name for i in found.items if i.removed] and (store / "nodes/n3").is_dir() and "going is unfinished" in runs_text(found)
 
 
+def test_an_unfinished_sweep_keeps_its_trials(store: Path) -> None:
+    (store / "sweeps/search").mkdir(parents=True)
+    assert "the sweep search is unfinished" in runs_text(runs(store, remove=True))
+    (store / "sweeps/search/best.toml").write_text("")
+    assert "the sweep search" not in runs_text(runs(store))
+
+
 def test_a_node_in_work_stays(store: Path) -> None:
     put(store / "nodes/n3/lock", {"pid": 1, "host": "elsewhere", "heartbeat": time.time()})
     assert free(runs(store)) == ["e3"]
