@@ -84,15 +84,15 @@ class Net:
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
     def __call__(self, x: Tensor, *, batch: bool, scratch: Tensor | None = None, rows: Tensor | None = None, features: bool = False,
-                 weights: dict[str, Tensor] | None = None, name: str = "", step: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Logits [N,K] in float32, or float64 where the network is (and the head's input, when asked)."""
+                 weights: dict[str, Tensor] | None = None, name: str = "", step: int = 0, twice: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Logits [N,K] in float32, or float64 where the network is (and the head's input, when asked). `twice`: to be differentiated twice."""
         scope = self.scope
         if self.random:
             for module in self.random:
                 module.training = batch
             if batch:
                 torch.manual_seed(stream_seed(self.seed, f"model/{name}", step))
-        scope.batch, scope.scratch, scope.rows = batch, scratch, rows
+        scope.batch, scope.scratch, scope.rows, scope.twice = batch, scratch, rows, twice
         try:
             with self._autocast():
                 if weights is not None:
@@ -100,7 +100,7 @@ class Net:
                 else:
                     logits, embedded = self._forward(x, features)
         finally:
-            scope.batch, scope.scratch, scope.rows = False, None, None      # whoever runs the model otherwise sees eval mode
+            scope.batch, scope.scratch, scope.rows, scope.twice = False, None, None, False      # whoever runs the model otherwise sees eval mode
         return _full(logits), None if embedded is None else _full(embedded)
 
     def _forward(self, x: Tensor, features: bool) -> tuple[Tensor, Tensor | None]:

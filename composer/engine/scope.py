@@ -22,6 +22,7 @@ class Scope:
         self.batch = False                    # batch statistics, else the running ones
         self.scratch: Tensor | None = None    # where batch statistics go; None: nobody wants them
         self.rows: Tensor | None = None       # [N] mask: statistics over these rows alone
+        self.twice = False                    # the pass is differentiated twice
 
 
 class Stats:
@@ -73,6 +74,8 @@ class _Scoped:
     def forward(self: Any, x: Tensor) -> Tensor:
         scope: Scope = self.__dict__["scope"]
         if not scope.batch:
+            if scope.twice and self.weight is not None:
+                return _affine(self, x)
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if scope.rows is not None:
             return _masked(self, x, scope)
@@ -81,6 +84,13 @@ class _Scoped:
         offset, n, size = self.__dict__["span"]
         flat = scope.scratch
         return F.batch_norm(x, flat[offset:offset + n], flat[size + offset:size + offset + n], self.weight, self.bias, True, 1.0, self.eps)
+
+
+def _affine(layer: Any, x: Tensor) -> Tensor:
+    """Eval-mode batch norm as one multiplication and one addition: its second derivative is a fraction of what F.batch_norm's costs."""
+    scale = layer.weight * torch.rsqrt(layer.running_var + layer.eps)
+    shape = (1, -1, *([1] * (x.dim() - 2)))
+    return torch.addcmul((layer.bias - layer.running_mean * scale).view(shape), x, scale.view(shape))
 
 
 def _masked(layer: Any, x: Tensor, scope: Scope) -> Tensor:

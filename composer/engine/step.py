@@ -185,6 +185,7 @@ class Executor(Climbs):
         net, points, name = self.net, p.points, p.outs[0]
         leaves = dict(p.leaves)
         sources = [leaves.get(q, q) for q in points]
+        twice = bool(p.leaves)
 
         def run(env: Env) -> None:
             for point, leaf in p.leaves:        # a point that climbs is its own leaf; else a copy, so that nothing runs back into the attack
@@ -192,7 +193,7 @@ class Executor(Climbs):
             x = env[sources[0]] if len(points) == 1 else torch.cat([env[q] for q in sources])
             scratch = net.stats.scratch() if writes and p.batch and net.stats is not None else None
             logits, features = net(x, batch=p.batch, scratch=scratch, rows=env[p.rows] if p.rows else None, features=bool(p.features),
-                                   weights=env.get("weights"), name=name, step=self.step)
+                                   weights=env.get("weights"), name=name, step=self.step, twice=twice)
             if scratch is not None:
                 env["stats/" + name] = scratch
             for names, made in ((p.outs, logits), (p.features, features)):
