@@ -51,6 +51,8 @@ def ablate(
     from composer.cli import plugins
     from composer.engine.session import Settings
 
+    if tune < 0:
+        raise ComposerError(f"--tune {tune}", where="command line", fix="a number of trials, or 0 for none")
     plugins(plugin)
     grid = grid_for(target or "mart_ours", tuple(t.strip() for t in toggle.split(",") if t.strip()), design=design, seeds=seed_list(seeds), setting=setting,
                     sets=set_ or (), drops=drop or (), resolution=resolution, name=name)

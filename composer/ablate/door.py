@@ -30,16 +30,20 @@ def grid_for(target: Any, toggles: Sequence[str] = (), *, design: str | None = N
         if not grid.cells:
             raise ComposerError(f"the study {grid.name} trains nothing", why="none of its rows has a recipe to train")
         return grid if not (setting or sets or drops or name) else named(grid, stem=name or grid.name)
+    if not isinstance(target, (str, Path)) and (setting or sets or drops):
+        said = ", ".join(name for name, value in (("setting", setting), ("sets", sets), ("drops", drops)) if value)
+        raise ComposerError(f"{said} for a recipe that is loaded", why="they are read with a recipe's file", fix="give them to composer.load, or use recipe.edit")
     recipe = load(target, setting=setting, sets=sets, drops=drops) if isinstance(target, (str, Path)) else target
     grid = grid_of(recipe, toggles, design=design, seeds=5 if seeds is None else seeds, name=name, resolution=resolution)
     return named(grid, stem=name or f"{recipe.name}-{'-'.join(toggles)}"[:80])
 
 
-def ablate(target: Any = "mart_ours", toggles: Sequence[str] = (), *, design: str | None = None, seeds: Any = None, setting: str | None = None,
+def ablate(target: Any = "mart_ours", toggles: str | Sequence[str] = (), *, design: str | None = None, seeds: Any = None, setting: str | None = None,
            sets: Sequence[str] = (), drops: Sequence[str] = (), out: str | Path = "runs", jobs: int = 1, **options: Any) -> dict[str, Any]:
     """Run a grid and hand back design's JSON: `composer.ablate(recipe, toggles=["ema", "margin"], seeds=5)`.
 
     target   a recipe or a study, as a value, file or name
+    toggles  names, or one text with commas
     options  of `composer.ablate.drive.Options` (gpus_per_run, address, retries, threads, share, quiet) and of a run (data_root, device, …)
     """
     from composer.engine.session import Settings
@@ -47,7 +51,8 @@ def ablate(target: Any = "mart_ours", toggles: Sequence[str] = (), *, design: st
     own = {key: options.pop(key) for key in ("gpus_per_run", "address", "retries", "threads", "share", "again", "env", "sys_path") if key in options}
     quiet = options.get("quiet", False)
     settings = Settings(out=Path(out), **{k: Path(v) if k == "data_root" else v for k, v in options.items()})
-    grid = grid_for(target, toggles, design=design, seeds=seeds, setting=setting, sets=sets, drops=drops)
+    names = [name.strip() for name in toggles.split(",") if name.strip()] if isinstance(toggles, str) else toggles
+    grid = grid_for(target, names, design=design, seeds=seeds, setting=setting, sets=sets, drops=drops)
     return run_grid(grid, Options(settings=settings, jobs=jobs, quiet=quiet, **own)).as_dict()
 
 

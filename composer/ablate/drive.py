@@ -21,6 +21,7 @@ from composer.engine.session import Settings
 from composer.errors import ComposerError, Stopped
 
 WORK = "composer.ablate.work:work"
+PRECISIONS = ("fp32", "tf32", "bf16")
 Results = dict[tuple[str, int], dict[str, Any]]
 Lost = dict[tuple[str, int], Failure]
 
@@ -287,7 +288,13 @@ def named(grid: Grid, *, stem: str) -> Grid:
 
 
 def check_jobs(options: Options) -> None:
-    """Errors: ComposerError for numbers that mean nothing."""
+    """Errors: ComposerError for numbers and words that mean nothing, and for a device that is not there."""
+    from composer.engine.session import pick_device
+
+    precision = options.settings.precision
+    if precision not in PRECISIONS:
+        raise ComposerError(f"--precision {precision}", where="command line", fix=f"one of {', '.join(PRECISIONS)}")
+    pick_device(options.settings.device)
     for flag, value in (("--jobs", options.jobs), ("--threads", options.threads), ("--gpus-per-run", options.gpus_per_run), ("--retries", options.retries)):
         if value < 0:
             raise ComposerError(f"{flag} {value}", where="command line", fix="at least 0")

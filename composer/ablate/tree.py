@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from composer.ablate.equal import table_text, undisturbed
 from composer.ablate.types import Grid
-from composer.options import plain
 
 Token = tuple[Any, ...]
 
@@ -143,8 +143,7 @@ class Grounds:
         from composer.engine.session import Session
 
         init = recipe.train.init
-        key = repr(plain([recipe.data.use, recipe.data.options, recipe.model.use, recipe.model.options, recipe.model.head, recipe.select.held_out,
-                          recipe.select.stratified, init, seed if init else 0]))
+        key = (table_text(recipe, "data"), table_text(recipe, "model"), recipe.select.held_out, recipe.select.stratified, init, seed if init else 0)
         if key not in self._held:
             session = Session(recipe, seed, self.settings)
             size = sum(t.numel() * t.element_size() for t in session.net.model.state_dict().values())
@@ -153,7 +152,12 @@ class Grounds:
 
 
 def courses(grid: Grid, settings: Any) -> dict[str, Course]:
-    """The course of every distinct cell with the grid's first seed."""
+    """The course of every distinct cell with the grid's first seed: data and network once for all that have them in common."""
+    with undisturbed():
+        return _courses(grid, settings)
+
+
+def _courses(grid: Grid, settings: Any) -> dict[str, Course]:
     from composer.engine.chain import grow as keyed
     from composer.engine.chain import root, stretches
     from composer.engine.guests import unguestable

@@ -188,11 +188,11 @@ def _pasts(node: Node, aside: set[str], before: dict[str, str], points: dict[str
         moments = as_plain([m for m in plan.moments if m.part == part.id])
         spec = keys.digest([as_plain(part.options), part.use, points[part.id], moments])
         past = before.get(part.id, "")
+        own = {path: value for path, value in values.items() if path.startswith(f"parts.{part.id}.")}
+        moved = keys.dial_rows(own, values, segment.first, segment.last, segment.clock, segment.epochs, steps, REGISTRY)
         for n, epoch in enumerate(range(segment.first, segment.last + 1)):
-            own = {path: value for path, value in values.items() if path.startswith(f"parts.{part.id}.")}
-            dials = keys.dial_values(own, values, epoch, segment.clock, segment.epochs, steps, REGISTRY)
             ends = node.ends and epoch == segment.last and any(m["when"] == "phase_end" for m in moments)
-            past = keys.digest([past, spec, dials, ends])
+            past = keys.digest([past, spec, moved[n], ends])
             if part.id in aside:
                 rows[n][part.id] = past
         at_end[part.id] = (_stays(part), past)
@@ -207,15 +207,16 @@ def _content(recipe: Any, segment: Segment, plan: Plan, aside: set[str], ground:
     values = {**{d.path: d.ref for d in plan.dials}, **scheduled(own)}
     moving = {path: value for path, value in values.items() if not any(path.startswith(f"parts.{id}.") for id in aside)}
     given = {p.id: ground.file(p.options["checkpoint"], f"parts.{p.id}.checkpoint") for p in plan.parts if p.id not in aside and p.options.get("checkpoint")}
-    each: list[dict[str, Any]] = [{"dials": keys.dial_values(moving, values, epoch, segment.clock, segment.epochs, steps, REGISTRY),
-                                   "kept": keys.kept(recipe, epoch, last_phase)} for epoch in range(segment.first, segment.last + 1)]
+    rows = keys.dial_rows(moving, values, segment.first, segment.last, segment.clock, segment.epochs, steps, REGISTRY)
+    each: list[dict[str, Any]] = [{"dials": row, "kept": keys.kept(recipe, epoch, last_phase)} for epoch, row in enumerate(rows, segment.first)]
+    planned = keys.plan_content(plan, aside)
     if segment.fresh:
         each[0]["fresh"] = True
     if ends and any(m.when == "phase_end" and m.part not in aside for m in plan.moments):
         each[-1]["ends"] = True
     return ({"checkpoints": given} if given else {}) | {
         "epochs": [segment.first, segment.last], "each": each,
-        "plan": keys.plan_content(plan, aside),
+        "plan": planned,
         "train": {"batch_size": own.train.batch_size, "last": own.train.last},
         "optim": {"use": own.optim.use, "options": sorted(own.optim.options), "clip": own.optim.clip,
                   "decay_exclude": list(own.optim.decay_exclude), "decay_at": own.optim.decay_at},
@@ -223,5 +224,5 @@ def _content(recipe: Any, segment: Segment, plan: Plan, aside: set[str], ground:
         "model": {"use": own.model.use, "options": plain(own.model.options), "head": plain(own.model.head), "mean": own.model.mean, "std": own.model.std},
         "data": {"use": own.data.use, "digest": ground.data, "held_out": [own.select.held_out, own.select.stratified],
                  "augment": [[a.id, a.use, plain(a.options)] for a in own.augment]},
-        "machine": ground.machine, "versions": keys.versions(), "sources": keys.sources(plan, aside, uses, REGISTRY), "engine": keys.engine_digest(),
+        "machine": ground.machine, "versions": keys.versions(), "sources": keys.sources(planned, uses, REGISTRY), "engine": keys.engine_digest(),
     }

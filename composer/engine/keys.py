@@ -15,7 +15,8 @@ from composer.engine.dials import Clock, evaluate
 from composer.options import plain
 from composer.plan.explain import as_plain
 from composer.plan.types import Plan
-from composer.registry import Registry
+from composer.recipe.remember import keep
+from composer.registry import REGISTRY, Registry
 
 ENGINE = ("engine", "plan")
 
@@ -37,6 +38,7 @@ def engine_digest() -> str:
     return digest([(f.name, file_digest(f)) for f in files])
 
 
+@cache
 def versions() -> dict[str, str]:
     import torch
 
@@ -51,11 +53,37 @@ def versions() -> dict[str, str]:
 
 def plan_content(plan: Plan, idle: set[str]) -> Any:
     """The plan as the key sees it: parts that decide nothing here stay out."""
-    content = as_plain(plan)
+    content = {"_": type(plan).__name__, **{name: _plain_once(getattr(plan, name)) for name in plan.__dataclass_fields__}}
     content["parts"] = [{k: v for k, v in p.items() if k not in ("active", "needed")} for p in content["parts"] if p["id"] not in idle]
     content["moments"] = [m for m in content["moments"] if m["part"] not in idle]
     content["dials"] = [d["path"] for d in content["dials"] if not any(d["path"].startswith(f"parts.{id}.") for id in idle)]
     return content
+
+
+def _plain_once(value: Any) -> Any:
+    """As `as_plain`; what cells of a grid share is written once. Nobody may change what comes back."""
+    if isinstance(value, tuple) and value:
+        key = ("plain", id(value))
+        held = REGISTRY.memory.get(key)
+        if held is None or held[1] is not value:
+            held = ([_plain_once(v) for v in value], value)           # the memory holds the value, so that nothing else gets its id
+            keep(REGISTRY, key, held)
+        return held[0]
+    if hasattr(value, "__dataclass_fields__"):
+        return {"_": type(value).__name__, **{name: _plain_once(getattr(value, name)) for name in value.__dataclass_fields__}}
+    return as_plain(value)
+
+
+def dial_rows(moving: dict[str, Any], values: dict[str, Any], first: int, last: int, clock: int, epochs: int, steps: int, registry: Registry) -> list[str]:
+    """`dial_values` of these epochs; equal schedules are asked once."""
+    key = ("dials", repr(sorted(moving.items())), repr(sorted(values.items())) if any(map(_follows, moving.values())) else "", first, last, clock, epochs, steps)
+    if key not in registry.memory:
+        keep(registry, key, [dial_values(moving, values, epoch, clock, epochs, steps, registry) for epoch in range(first, last + 1)])
+    return registry.memory[key]
+
+
+def _follows(value: Any) -> bool:
+    return "path" in getattr(value, "options", {})
 
 
 def dial_values(moving: dict[str, Any], values: dict[str, Any], epoch: int, clock: int, epochs: int, steps: int, registry: Registry) -> str:
@@ -107,21 +135,34 @@ def kept(recipe: Any, epoch: int, last_phase: int) -> str:
     return recipe.evaluate.weights if selects and epoch >= first_selected(recipe, last_phase) else ""
 
 
-def sources(plan: Plan, idle: set[str], uses: list[tuple[str, str]], registry: Registry) -> dict[str, str]:
-    """The file of every primitive in use, by digest."""
-    found: dict[str, str] = {}
+def _uses(value: Any) -> set[tuple[str, str]]:
+    """The primitives that plain data names. A list is looked through once: `_plain_once` hands the same one to many."""
+    if isinstance(value, dict):
+        own = {(value["kind"], value["use"])} if "kind" in value and "use" in value else set()
+        if value.get("_") in ("InnerPlan", "PartPlan"):
+            own.add(("inner" if value["_"] == "InnerPlan" else "part", value["use"]))
+        return own.union(*map(_uses, value.values()))
+    if isinstance(value, list) and value:
+        key = ("uses", id(value))
+        held = REGISTRY.memory.get(key)
+        if held is None or held[1] is not value:
+            held = (set().union(*map(_uses, value)), value)
+            keep(REGISTRY, key, held)
+        return held[0]
+    return set()
 
-    def walk(value: Any) -> None:
-        if isinstance(value, dict):
-            if "kind" in value and "use" in value:
-                note(value["kind"], value["use"])
-            if value.get("_") in ("InnerPlan", "PartPlan"):
-                note("inner" if value["_"] == "InnerPlan" else "part", value["use"])
-            for item in value.values():
-                walk(item)
-        elif isinstance(value, list):
-            for item in value:
-                walk(item)
+
+def sources(content: Any, uses: list[tuple[str, str]], registry: Registry) -> dict[str, str]:
+    """The file of every primitive in use, by digest. `content`: of the plan, as the key sees it."""
+    named = frozenset(_uses(content).union(uses))
+    key = ("sources", named)
+    if key not in registry.memory:
+        keep(registry, key, _files(named, registry))
+    return registry.memory[key]
+
+
+def _files(named: frozenset[tuple[str, str]], registry: Registry) -> dict[str, str]:
+    found: dict[str, str] = {}
 
     def note(kind: str, use: str) -> None:
         if registry.has(kind, use):
@@ -133,8 +174,7 @@ def sources(plan: Plan, idle: set[str], uses: list[tuple[str, str]], registry: R
                 if spec and spec.origin:
                     found[f"{kind}/{use}: {module}"] = file_digest(Path(spec.origin))
 
-    walk(plan_content(plan, idle))
-    for kind, use in uses:
+    for kind, use in named:
         note(kind, use)
     return dict(sorted(found.items()))
 

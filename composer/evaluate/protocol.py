@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from composer.atomic import write_json
 from composer.errors import ComposerError
 from composer.evaluate.draws import Draws
 from composer.evaluate.guard import Judge, undisturbed
 from composer.evaluate.options import resolve_options
 from composer.evaluate.results import Evaluation, Measured, Run
 from composer.evaluate.store import Slot, data_digest, digest
-from composer.evaluate.trust import Verdict, judge_trust, probe
+from composer.evaluate.trust import Verdict, judge_trust
+from composer.evaluate.trust_probe import Probe, probe
 from composer.options import plain
 from composer.recipe.types import MeasureSpec, Threat
 from composer.registry import REGISTRY, Primitive
@@ -47,7 +49,7 @@ def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: 
     verdicts: list[Verdict] = []
     hashes: dict[tuple[str, int], str] = {}
     with undisturbed(model) as judge:
-        seen = probe(judge, _move(judge, x[:batch_size]))
+        seen = _seen(judge, x[:batch_size], y[:batch_size], measures, threat, store, subject_digest)
         for spec in measures:
             primitive, options = REGISTRY.get("measure", spec.use), resolve_options(spec, threat)
             xs, ys, part = _images(spec, options, x, y, run)
@@ -61,7 +63,20 @@ def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: 
         metrics={v.name: v.result.metric for v in verdicts}, n={v.name: len(v.result.counted) for v in verdicts},
         flags={v.name: v.result.values for v in verdicts}, trust=judge_trust(verdicts, seen), seconds=time.perf_counter() - began,
         details={v.name: v.result.details for v in verdicts}, units={v.name: v.unit for v in verdicts if v.unit},
-        extra={v.name: v.result.extra for v in verdicts})
+        extra={v.name: v.result.extra for v in verdicts}, seen=seen.record())
+
+
+def _seen(judge: Judge, x: Tensor, y: Tensor, measures: Sequence[MeasureSpec], threat: Threat, store: Path | str | None, subject: str) -> Probe:
+    """What the trust checks ask of the model itself; attacked only where the protocol attacks, and asked once for these weights and images."""
+    attacked = any(REGISTRY.get("measure", spec.use).flags.get("attack") for spec in measures)
+    about = {"data": data_digest(x, y) if store else "", "subject": subject, "threat": plain([threat.norm, threat.eps]) if attacked else None}
+    path = Path(store) / f"trust-{digest(about)}.seen" if store else None
+    if path and (held := Probe.read(path)):
+        return held
+    found = probe(judge, _move(judge, x), _move(judge, y), threat if attacked else None)
+    if path:
+        write_json(path, found.record())
+    return found
 
 
 def attack_accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, spec: MeasureSpec, threat: Threat, seed: int, epoch: int,

@@ -50,6 +50,7 @@ class Evaluation:
     details: dict[str, dict[str, Any]]
     units: dict[str, str] = field(default_factory=dict)
     extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)      # of each measure, further tensors by name
+    seen: dict[str, Any] = field(default_factory=dict)                     # by the trust checks, of the model itself (trust_probe.Probe)
 
 
 class Run(Protocol):

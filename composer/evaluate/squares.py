@@ -107,8 +107,10 @@ class Squares:
 
 
 def first(corner: Tensor, length: int, size: int) -> Tensor:
-    """[n] int64: where a window begins; as in the library the last place is never drawn."""
-    return (corner * (size - length)).long()
+    """[n] int64: where a window begins, uniform over all places. The library never draws the last one, and so leaves the last row and column to
+    large windows: on small images it stays short of the best point.
+    """
+    return (corner * (size - length + 1)).long()
 
 
 def frame(corner: Tensor, length: int, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reasons not to believe an evaluation, found without another attack: from the flags at hand and two forward passes."""
+"""Reasons not to believe an evaluation: from the flags at hand, and from what `trust_probe` saw of the model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from composer.evaluate.guard import Judge
 from composer.evaluate.results import Measured
+from composer.evaluate.trust_probe import Probe, probe
 from composer.options import plain
 from composer.shapes import Tensor
 
@@ -17,7 +15,15 @@ MASKED_GAP = 0.15       # a gradient attack this far above AutoAttack: gradients
 ZERO_SHARE = 0.01       # images whose first input gradient is exactly zero; a float32 cross entropy needs a margin near 100 for that
 SQUARE_SHARE = 0.01     # images that only the query attack of AutoAttack broke
 SEVERAL = 10            # steps from which a gradient attack should beat one that sees no gradient
-CHANGES = 1e-4          # relative change of the logits between two answers to one question
+CE_GAP = 0.10           # APGD on cross entropy above APGD on DLR or AutoAttack: the loss stops pulling before the boundary
+CW_GAP = 0.10           # the margin attack below PGD: the method has made cross entropy hard to climb, as re-weighting methods do
+REACHED = 0.1           # of a few images, still correct where every image is within reach
+WIDE = (2.0, 20.0)      # standard deviation of pixels normalised twice; a network that counts in 0 to 255 lies above
+NORMALISED = 0.05       # accuracy gained by undoing a normalisation, or by adding one
+
+
+EFFORTS = ("steps", "restarts", "queries", "samples")
+__all__ = ["Probe", "Verdict", "chance_limit", "excess", "judge_trust", "probe"]
 
 
 @dataclass
@@ -49,32 +55,13 @@ class Verdict:
         return str(plain(self.options.get("norm"))), repr(self.options.get("eps"))
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What two forward passes over the first images show."""
-
-    classes: int
-    changes: bool           # the second answer differed
-    finite: bool
-    probabilities: bool     # rows look like softmax output
-
-
-def probe(judge: Judge, x: Tensor) -> Probe:
-    first, second = judge(x), judge(x)
-    size = first.norm(dim=1, keepdim=True).clamp_min(1e-10)
-    moved = ((first - second).norm(dim=1, keepdim=True) / size > CHANGES).any() | (first.argmax(1) != second.argmax(1)).any()
-    simplex = (first.min() > -1e-5) & (first.max() < 1 + 1e-5) & ((first.sum(1) - 1).abs() < 1e-5).all()
-    changes, finite, probabilities = torch.stack((moved, first.isfinite().all(), simplex)).tolist()
-    return Probe(first.shape[1], changes and finite, finite, probabilities)
-
-
 def judge_trust(verdicts: list[Verdict], seen: Probe) -> dict[str, Any]:
     """{"ok": bool, "flags": [str]}: one sentence with its numbers for every reason found."""
     attacks = [v for v in verdicts if v.attack]
     flags = _model_flags(seen) + _clean_flags(verdicts, attacks, seen.classes)
     for v in attacks:
         flags += _zero_flags(v) + (_autoattack_flags(v, attacks) if v.use == "aa" else [])
-    flags += [flag for one in attacks for other in attacks for flag in _steps_flags(one, other) + _blind_flags(one, other)]
+    flags += [flag for one in attacks for other in attacks for flag in _effort_flags(one, other) + _blind_flags(one, other) + _pair_flags(one, other)]
     return {"ok": not flags, "flags": flags}
 
 
@@ -90,7 +77,7 @@ def excess(strong: Tensor, weak: Tensor) -> tuple[int, int, bool]:
     n = min(len(strong), len(weak))
     more = int((strong[:n] & ~weak[:n]).sum())
     less = int((weak[:n] & ~strong[:n]).sum())
-    return more, less, more - less > 2 * math.sqrt(more + less)
+    return more, less, _more(more, less)
 
 
 def _model_flags(seen: Probe) -> list[str]:
@@ -101,7 +88,35 @@ def _model_flags(seen: Probe) -> list[str]:
         found.append("some logits are not finite; such images count as misclassified")
     if seen.probabilities:
         found.append("the outputs look like probabilities, not logits: losses on logits then have nearly flat gradients")
+    if seen.company:
+        found.append("the answer to an image depends on the images beside it: batch norm in train mode, or a model that keeps a state")
+    return found + _attacked_flags(seen) + _normalised_flags(seen)
+
+
+def _attacked_flags(seen: Probe) -> list[str]:
+    found = []
+    if seen.large and seen.large[0] > max(1, REACHED * seen.large[1]):
+        found.append(f"{seen.large[0]} of {seen.large[1]} images stand an attack of radius 1, which can reach any image: its gradients lead nowhere")
+    if seen.rescaled and _more(*seen.rescaled):
+        found.append(f"the logits' scale hides gradients (median lead {seen.lead:.3g}): one short attack breaks {seen.rescaled[0]} images only on rescaled "
+                     f"logits, {seen.rescaled[1]} only on the logits as they are; attack rescaled logits")
     return found
+
+
+def _normalised_flags(seen: Probe) -> list[str]:
+    found = []
+    if seen.spread is not None and WIDE[0] < seen.spread < WIDE[1]:
+        found.append(f"the first layer is given values of standard deviation {seen.spread:.3g}, normalised ones have 1: the images are probably normalised twice")
+    for pair, words in ((seen.twice, "normalised twice: de-normalised images are answered better"),
+                        (seen.missing, "not normalised, although the model wants it: normalised images are answered better")):
+        if pair and seen.images and (pair[0] - pair[1]) / seen.images > NORMALISED and _more(*pair):
+            found.append(f"the images are probably {words} ({pair[0]} right only so, {pair[1]} only as given)")
+    return found
+
+
+def _more(one: int, other: int) -> bool:
+    """More than noise: two standard deviations of the discordant count."""
+    return one - other > 2 * math.sqrt(one + other)
 
 
 def _clean_flags(verdicts: list[Verdict], attacks: list[Verdict], classes: int) -> list[str]:
@@ -138,11 +153,11 @@ def _autoattack_flags(aa: Verdict, attacks: list[Verdict]) -> list[str]:
             found.append(f"{aa.name} is weaker than {v.name}: {more} images stand only under {aa.name}, {less} only under {v.name}")
         n = min(len(v.result.values), len(aa.result.values))
         gap = (less - more) / n if n else 0.0
-        if gap > MASKED_GAP and not v.blind:
+        if gap > (CE_GAP if v.use == "apgd_ce" else MASKED_GAP) and v.options.get("steps", 0) >= SEVERAL and not v.blind:
             found.append(f"{v.name} is {100 * gap:.1f} points above {aa.name} on the same images: it overstates robustness here (masked gradients, or "
                          f"a loss that cross entropy cannot attack well); quote {aa.name}")
     n, after = len(aa.result.values), details.get("robust_after", {})
-    if "apgd-ce" in after and n and (after["apgd-ce"] - int(aa.result.values.sum())) / n > MASKED_GAP:
+    if "apgd-ce" in after and n and (after["apgd-ce"] - int(aa.result.values.sum())) / n > CE_GAP:
         found.append(f"{aa.name}: apgd-ce alone leaves {after['apgd-ce']} of {n} images, all attacks {int(aa.result.values.sum())}: "
                      "gradients are probably masked")
     order = list(after)
@@ -155,9 +170,29 @@ def _autoattack_flags(aa: Verdict, attacks: list[Verdict]) -> list[str]:
     return found
 
 
+def _pair_flags(one: Verdict, other: Verdict) -> list[str]:
+    """Two attacks at one threat, `one` leaving many more images than `other`."""
+    if one.threat != other.threat:
+        return []
+    more, less, real = excess(one.result.values, other.result.values)
+    n = min(len(one.result.values), len(other.result.values))
+    points = 100 * (more - less) / n if n else 0.0
+    if not real:
+        return []
+    if (one.use, other.use) == ("apgd_ce", "apgd_t") and points > 100 * CE_GAP:
+        return [f"{one.name} is {points:.1f} points above {other.name} on the same images: cross entropy does not find the way; quote the lower"]
+    if one.use == "pgd" and other.use == "cw" and one.options.get("steps", 0) >= other.options.get("steps", 0) and points > 100 * CW_GAP:
+        return [f"{other.name} is {points:.1f} points below {one.name} on the same images: {one.name} overstates robustness; quote AutoAttack"]
+    if other.flags.get("transfer") and not (one.flags.get("transfer") or one.blind):
+        return [f"{other.name}, made on another model, is stronger than {one.name}: {more} images stand only under {one.name}, {less} only under "
+                f"{other.name}: gradients are probably masked"]
+    return []
+
+
 def _blind_flags(seeing: Verdict, blind: Verdict) -> list[str]:
     """An attack without gradients that beats an iterated one with them."""
-    if seeing.blind or not blind.blind or seeing.use == "aa" or seeing.options.get("steps", 0) < SEVERAL or seeing.threat != blind.threat:
+    weak = seeing.blind or seeing.use in ("aa", "fab") or bool(seeing.flags.get("transfer")) or seeing.options.get("steps", 0) < SEVERAL
+    if weak or not blind.blind or seeing.threat != blind.threat:
         return []
     more, less, real = excess(seeing.result.values, blind.result.values)
     told = (f"{blind.name}, which sees no gradient, is stronger than {seeing.name}: {more} images stand only under {seeing.name}, {less} only under "
@@ -165,10 +200,13 @@ def _blind_flags(seeing: Verdict, blind: Verdict) -> list[str]:
     return [told] if real else []
 
 
-def _steps_flags(one: Verdict, other: Verdict) -> list[str]:
-    """Two runs of one attack that differ in the number of steps alone, `one` the longer."""
-    rest = [{key: plain(value) for key, value in v.options.items() if key != "steps"} for v in (one, other)]
-    if one.use != other.use or rest[0] != rest[1] or one.options.get("steps", 0) <= other.options.get("steps", 0):
-        return []
-    more, less, real = excess(one.result.values, other.result.values)
-    return [f"{one.name} is weaker than {other.name} despite more steps: {more} images stand only under it, {less} only under the other"] if real else []
+def _effort_flags(one: Verdict, other: Verdict) -> list[str]:
+    """Two runs of one attack that differ in one effort alone, `one` with more of it."""
+    for effort in EFFORTS:
+        rest = [{key: plain(value) for key, value in v.options.items() if key != effort} for v in (one, other)]
+        if one.use != other.use or rest[0] != rest[1] or one.options.get(effort, 0) <= other.options.get(effort, 0):
+            continue
+        more, less, real = excess(one.result.values, other.result.values)
+        if real:
+            return [f"{one.name} is weaker than {other.name} despite more {effort}: {more} images stand only under it, {less} only under the other"]
+    return []

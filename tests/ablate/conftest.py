@@ -194,7 +194,7 @@ def digests(out: Path) -> dict[str, tuple[str, str]]:
 
 @pytest.fixture(scope="session")
 def helpers() -> SimpleNamespace:
-    return SimpleNamespace(STEPS=STEPS, epochs_of=epochs_of, by_seed=by_seed, timeless=timeless, results=results, digests=digests)
+    return SimpleNamespace(STEPS=STEPS, epochs_of=epochs_of, by_seed=by_seed, timeless=timeless, results=results, digests=digests, bench=BENCH)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -74,7 +76,7 @@ def test_a_dry_run_writes_nothing(say, tmp_path) -> None:
     assert found["seconds"] > 0 and found["disk_bytes"] > 0 and found["passes"] > 0
 
 
-@pytest.mark.parametrize(("design", "names"), [("one-out", ["full", "-late", "-start", "-mean"]), ("one-in", ["none", "+late", "+start", "+mean"])])
+@pytest.mark.parametrize(("design", "names"), [("one-out", ["full", "-late", "-start", "-mean"]), ("one-in", ["none", "+late", "+start", "+mean", "full"])])
 def test_designs(say, tmp_path, design, names) -> None:
     code, out, _ = say("--toggle", "late,start,mean", "--design", design, "--seeds", "1", "--out", tmp_path, "--dry-run", "--json", *HERE)
     assert code == 0 and sorted(c["name"] for c in json.loads(out)["cells"]) == sorted(names)
@@ -113,7 +115,8 @@ def test_a_study(say, tmp_path, tiny, recipe) -> None:
 
 def test_slurm_is_a_script(say, tmp_path) -> None:
     code, out, err = say("--toggle", "late", "--emit", "slurm", "--slurm", "gpus=2", "--slurm=time=3:00:00", "--seeds", "3")
-    assert code == 0 and out.startswith("#!") and "--gpus" in out and "3:00:00" in out and "--emit" not in out and "--toggle late" in out and not err
+    script = "".join(line for line in out.splitlines(True) if not line.startswith("# "))
+    assert code == 0 and out.startswith("#!") and "#SBATCH --gpus" in out and "3:00:00" in out and "--emit" not in script and "--toggle late" in script and not err
     assert say("--emit", "pbs")[0] == 2 and say("--emit", "slurm", "--slurm", "gpu=2")[0] == 2 and say("--emit", "slurm", "--slurm", "gpus=two")[0] == 2
 
 
@@ -235,8 +238,11 @@ def test_a_recipe_that_is_a_value_takes_no_flags(as_found, recipe, tiny, tmp_pat
     made = composer.load(recipe, setting=tiny)
     with pytest.raises(composer.errors.ComposerError, match="setting"):
         composer.ablate(made, toggles=["late"], setting="digits", out=tmp_path)
-    with pytest.raises(composer.errors.ComposerError, match="no toggle"):
-        composer.ablate(made, toggles="late,what", out=tmp_path)
+    with pytest.raises(composer.errors.ComposerError, match="no toggle 'what'"):
+        composer.ablate(made, toggles="late, what", out=tmp_path)
+    with pytest.raises(composer.errors.ComposerError, match="precision"):
+        composer.ablate(made, toggles="late", out=tmp_path, precision="fp64")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_edited_recipe(as_found, recipe, tiny, tmp_path, steps) -> None:
@@ -247,9 +253,6 @@ def test_an_edited_recipe(as_found, recipe, tiny, tmp_path, steps) -> None:
 
 
 def test_it_is_there_without_importing_the_room() -> None:
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", "import composer; print(callable(composer.ablate), 'torch' in __import__('sys').modules)"],
                           capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import pytest
 import torch
 
+from composer.evaluate import protocol
 from composer.evaluate.protocol import evaluate
 from composer.evaluate.results import Measured
 from composer.evaluate.store import Slot
@@ -25,7 +27,31 @@ class Counting:
 def run(model, digits, threat, store, specs=SPECS, seed=0, **more):
     x, y = digits["test"]
     counting = Counting(model)
-    return evaluate(counting, x[:60], y[:60], specs, threat=threat, seed=seed, store=store, **more), counting.images - 120     # less the probe
+    with mock.patch.object(protocol, "_seen", _uncounted(counting)):
+        return evaluate(counting, x[:60], y[:60], specs, threat=threat, seed=seed, store=store, **more), counting.images
+
+
+def _uncounted(counting):
+    """What the trust checks ask of the model is not the measures' cost."""
+    real = protocol._seen
+
+    def seen(*args):
+        before = counting.images
+        found = real(*args)
+        counting.images = before
+        return found
+
+    return seen
+
+
+def test_the_trust_checks_ask_once(trained, digits, threat, tmp_path):
+    x, y = digits["test"]
+    first = evaluate(Counting(trained), x[:60], y[:60], SPECS, threat=threat, seed=0, store=tmp_path)
+    counting = Counting(trained)
+    again = evaluate(counting, x[:60], y[:60], SPECS, threat=threat, seed=0, store=tmp_path)
+    assert counting.images == 0 and again.seen == first.seen and again.seen["classes"] == 10
+    next(tmp_path.glob("*.seen")).write_text("{")
+    assert evaluate(counting, x[:60], y[:60], SPECS, threat=threat, seed=0, store=tmp_path).seen == first.seen and counting.images > 0
 
 
 def test_what_is_stored_is_not_run_again(trained, digits, threat, tmp_path):
@@ -36,7 +62,7 @@ def test_what_is_stored_is_not_run_again(trained, digits, threat, tmp_path):
     assert again.metrics == first.metrics
     assert all(torch.equal(again.flags[name], first.flags[name]) for name in first.flags)
     assert again.details == first.details
-    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors", ".seen"}
     record = json.loads(next(tmp_path.glob("pgd-*.json")).read_text())
     assert (record["n"], record["metric"], record["options"]["eps"]) == (60, first.metrics["pgd-8"], threat.eps)
 

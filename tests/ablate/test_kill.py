@@ -1,0 +1,116 @@
+"""Driver and workers killed at random moments: the same command goes on, and the table is that of an undisturbed grid."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+WORDS = ("--toggle", "late,mean", "--seeds", "3", "--device", "cpu", "--threads", "1", "--set", "train.epochs=8", "--quiet", "--json")
+PATIENCE = 400.0                                                # seconds for one command
+
+
+def command(recipe: Path, tiny: str, out: Path, jobs: int) -> list[str]:
+    return [sys.executable, "-m", "composer.cli", "ablate", str(recipe), "--setting", tiny, "--out", str(out), "--jobs", str(jobs), *WORDS]
+
+
+def begun(words: list[str], folder: Path) -> subprocess.Popen[str]:
+    with (folder / "err.txt").open("w") as errors:
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, text=True, env={**os.environ, "COMPOSER_CHECKPOINT_SECONDS": "0.05"},
+                                start_new_session=True)
+
+
+def workers(driver: int) -> list[int]:
+    """Processes of Ray's workers below the driver."""
+    found, below = [], {driver}
+    rows = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            rows.append((int(place.name), int((place / "stat").read_text().rpartition(")")[2].split()[1]), (place / "cmdline").read_bytes().decode(errors="replace")))
+        except (OSError, IndexError, ValueError):
+            continue
+    grown = True
+    while grown:
+        more = {pid for pid, parent, _ in rows if parent in below} - below
+        below |= more
+        grown = bool(more)
+    for pid, _, name in rows:
+        if pid in below and name.startswith("ray::") and "IDLE" not in name:
+            found.append(pid)
+    return found
+
+
+def wait_for(holds, process: subprocess.Popen[str], seconds: float = PATIENCE) -> bool:
+    """False where the process ended first."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return True
+
+
+def traces(out: Path) -> int:
+    """How far it is: grows with every epoch and result."""
+    return sum(len(f.read_text().splitlines()) for f in out.glob("nodes/*/metrics.jsonl")) + len(list(out.glob("experiments/*/result.json")))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe, tiny, tmp_path_factory, helpers):
+    folder = tmp_path_factory.mktemp("whole")
+    done = subprocess.run(command(recipe, tiny, folder / "runs", 0), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return helpers.timeless(json.loads(done.stdout)), helpers.digests(folder / "runs"), traces(folder / "runs")
+
+
+def finish(recipe, tiny, out, jobs, undisturbed, helpers) -> None:
+    """The last command runs to its end: same table, same bits, nothing left lying about."""
+    table, digests, _ = undisturbed
+    done = subprocess.run(command(recipe, tiny, out, jobs), capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert helpers.timeless(json.loads(done.stdout)) == table and helpers.digests(out) == digests
+    assert not list(out.glob("nodes/*/lock")) and not list(out.glob("experiments/*/lock"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_driver_is_killed(recipe, tiny, tmp_path, undisturbed, helpers, seed) -> None:
+    """Four kills each, in this process's own training."""
+    draw, out = random.Random(f"driver {seed}"), tmp_path / "runs"
+    for _ in range(4):
+        process = begun(command(recipe, tiny, out, 0), tmp_path)
+        goal = traces(out) + draw.randint(1, undisturbed[2] // 6)
+        assert wait_for(lambda goal=goal: traces(out) >= goal, process), "it ended before it could be killed"
+        time.sleep(draw.random() * 0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    finish(recipe, tiny, out, 0, undisturbed, helpers)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_workers_and_drivers_of_ray_are_killed(recipe, tiny, tmp_path, undisturbed, helpers, seed) -> None:
+    """Two workers and two drivers each. A worker's task is tried again by the driver; a driver's workers end with it."""
+    draw, out = random.Random(f"ray {seed}"), tmp_path / "runs"
+    for _ in range(2):
+        process = begun(command(recipe, tiny, out, 2), tmp_path)
+        goal, victim = traces(out) + draw.randint(1, 8), 0
+        assert wait_for(lambda goal=goal, process=process: traces(out) >= goal and workers(process.pid), process), "it ended before a worker could be killed"
+        while not victim:
+            with contextlib.suppress(ProcessLookupError, IndexError):       # it may have ended since it was seen
+                victim = draw.choice(workers(process.pid))
+                os.kill(victim, signal.SIGKILL)
+        goal = traces(out) + draw.randint(1, 8)
+        assert wait_for(lambda goal=goal: traces(out) >= goal, process), "it ended before it could be killed"
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    finish(recipe, tiny, out, 2, undisturbed, helpers)

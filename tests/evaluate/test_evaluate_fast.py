@@ -1,0 +1,185 @@
+"""The mode `fast`: the same algorithms, every image with its own random numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from composer.errors import ComposerError
+from composer.evaluate import autoattack, quick
+from composer.evaluate.autopgd import dlr, dlr_targeted, window
+from composer.evaluate.draws import Draws
+from composer.evaluate.fold import folded
+from composer.evaluate.guard import Judge, undisturbed
+from composer.evaluate.library import load_library
+from composer.evaluate.store import Slot
+from composer.options import Ref
+
+EPS = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
+
+
+def attack(model, x, y, mode, norm="linf", batch_size=250, eps=None, seed=0, version="standard", **more):
+    with undisturbed(model) as judge:
+        return autoattack.run_autoattack(judge, x, y, Draws(seed, "evaluate/aa"), batch_size, lambda *_: None, Slot(None, ""), version=version,
+                                         eps=eps or EPS[norm], norm=Ref("ball", norm), mode=mode, **more)
+
+
+def same_as_library(monkeypatch, name, model, x, y, norm, noise=None, **settings):
+    """(ours, the library's) adversarial images from the same random start."""
+    library = load_library()
+    with undisturbed(model) as judge:
+        run, _ = quick.make_quick(library, judge, x[:4], Draws(0, "a"), 500, EPS[norm], norm, "standard", name, 10, **settings)
+        theirs = quick.tuned(library, judge, EPS[norm], quick.NORMS[norm], "standard", name, 10, **settings)
+        theirs.seed, theirs.device = 0, "cpu"
+        if noise is not None:
+            monkeypatch.setattr(Draws, "rows", lambda self, kind, path, rows, like: noise[rows].to(like))
+            monkeypatch.setattr(torch, "rand", lambda *shape, **_: noise[:len(x)].clone())
+            monkeypatch.setattr(torch, "randn", lambda *shape, **_: noise[:len(x)].clone())
+        with torch.no_grad():
+            want = theirs.perturb(x.clone(), y.clone())
+            got = run(x, y, torch.arange(len(x)))
+    return got, want
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr"])
+def test_from_one_start_the_library_breaks_the_same_images(trained, digits, monkeypatch, name, norm):
+    x, y = digits["test"]
+    right = trained(x).argmax(1) == y
+    x, y = x[right], y[right]
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) if norm == "linf" else torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    got, want = same_as_library(monkeypatch, name, trained, x, y, norm, noise, n_iter=40)
+    ours, theirs = trained(got).argmax(1) != y, trained(want).argmax(1) != y
+    assert int((ours != theirs).sum()) <= 1 and 20 < int(theirs.sum()) < len(y) - 20      # rounding of a mask and of a where
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("name", ["fab-t", "fab"])
+def test_fab_has_no_randomness_and_agrees_image_by_image(trained, digits, norm, name):
+    x, y = digits["test"][0][:80], digits["test"][1][:80]
+    settings = {"n_iter": 12, **({"n_restarts": 1} if name == "fab" else {})}
+    exact, fast = (attack(trained, x, y, mode, norm, only=name, **settings) for mode in ("exact", "fast"))
+    assert int((exact.values != fast.values).sum()) <= 1
+    assert 0 < int(fast.values.sum()) < int(fast.extra["clean"].sum())
+    assert fast.details["wrong_answers"] == 0
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "square"])
+def test_neither_batch_size_nor_the_other_images_change_an_answer(trained, digits, norm, name):
+    x, y = digits["test"][0][:40], digits["test"][1][:40]
+    settings = {"n_queries": 60} if name == "square" else {"n_iter": 10}
+    whole = attack(trained, x, y, "fast", norm, only=name, **settings)
+    assert whole.details["wrong_answers"] == 0 and int(whole.values.sum()) < int(whole.extra["clean"].sum())
+    assert torch.equal(whole.values, attack(trained, x, y, "fast", norm, batch_size=7, only=name, **settings).values)
+    assert torch.equal(whole.values[:25], attack(trained, x[:25], y[:25], "fast", norm, only=name, **settings).values)
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1.0), ("l2", 2.0), ("l1", float("inf"))])
+@pytest.mark.parametrize("name", ["apgd-ce", "fab-t"])
+def test_a_linear_model_falls_exactly_within_its_radius(two_classes, norm, dual, name):
+    x, y = two_classes.images(120)
+    radius = two_classes.radius(x, y, dual)
+    eps = float(radius[radius > 0].quantile(0.1 if norm == "l1" else 0.4).clamp_max(0.19))
+    found = attack(two_classes, x, y, "fast", norm, eps=eps, only=name, n_iter=40).values
+    sure = ((radius - eps).abs() > 0.02 * eps) | (radius < 0)
+    assert torch.equal(found[sure], (radius > eps)[sure]) and int(((radius > 0) & (radius < 0.98 * eps)).sum()) > 3
+
+
+def test_square_comes_within_a_twentieth_of_the_best_point(two_classes):
+    x, y = two_classes.images(60)
+    radius = two_classes.radius(x, y, 1.0)
+    eps = float(radius[radius > 0].median().clamp_max(0.19))
+    found = attack(two_classes, x, y, "fast", eps=eps, only="square", n_queries=1500).values
+    assert found[radius > eps * 1.001].all() and not found[(radius <= eps * 0.95)].any()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 8, 100])
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_any_number_of_classes_in_a_batch_of_one(classes, mode):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, classes))
+    x = torch.rand(6, 2, 4, 4)
+    y = net(x).argmax(1)
+    names = tuple(name for name in ("apgd-ce", "apgd-dlr", "apgd-t") if classes > {"apgd-t": 3, "apgd-dlr": 2}.get(name, 1))
+    for name in (*names, "fab", "fab-t", "square"):
+        found = attack(net, x, y, mode, batch_size=1, eps=0.02, only=name, **({"n_queries": 20} if name == "square" else {"n_iter": 3}))
+        assert found.values.shape == (6,) and found.details["wrong_answers"] == 0
+    if classes < 4:
+        with pytest.raises(ComposerError, match="apgd-t on"):
+            attack(net, x, y, mode, eps=0.02, only="apgd-t")
+
+
+def test_versions(trained, digits):
+    x, y = digits["test"][0][:12], digits["test"][1][:12]
+    small = {"n_iter": 3, "n_queries": 5}
+    plus = attack(trained, x, y, "fast", version="plus", **small)
+    assert plus.details["attacks"] == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+    rand = attack(trained, x, y, "fast", version="rand", **small)
+    assert rand.details["attacks"] == ["apgd-ce", "apgd-dlr"] and rand.details["mode"] == "exact"
+    custom = attack(trained, x, y, "exact", version="custom", attacks=("square", "apgd-dlr"), **small)
+    assert list(custom.details["robust_after"]) == ["square", "apgd-dlr"]
+    for wrong in ({"version": "custom"}, {"version": "standard", "attacks": ("square",)}, {"version": "custom", "attacks": ("pgd",)}):
+        with pytest.raises(ComposerError):
+            attack(trained, x, y, "exact", **wrong)
+
+
+def test_losses_and_checkpoints_are_the_librarys(trained, digits):
+    from pyautoattack import AutoAttack
+
+    suite = AutoAttack(trained, eps=0.1, seed=0)
+    z, y = torch.randn(50, 10), torch.randint(0, 10, (50,))
+    assert torch.allclose(dlr(z, y, y), suite.apgd.dlr_loss(z, y))
+    target = (y + 3) % 10
+    suite.apgd_targeted.y_target = target
+    assert torch.allclose(dlr_targeted(z, y, target), suite.apgd_targeted.dlr_loss_targeted(z, y))
+    assert [i + 1 for i, k in enumerate(window(100)) if k] == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def test_folding_keeps_the_answers_and_gives_up_politely(digits):
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    net[1].running_mean.uniform_(-1, 1)
+    net[1].running_var.uniform_(0.5, 2)
+    x = digits["test"][0][:20]
+    with undisturbed(net.eval()) as judge:
+        other, note = folded(judge, x)
+        assert note == "1 of 1 batch norms folded" and torch.allclose(other(x), judge(x), atol=1e-4)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in other.module.modules()) and isinstance(net[1], nn.BatchNorm2d)
+        assert other.calls == judge.calls
+    assert folded(Judge(lambda x: net(x)), x)[1].startswith("plain")
+
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :10] if x.sum() > 0 else x.flatten(1)[:, 1:11]
+
+    assert folded(Judge(Branching()), x)[1].startswith("plain")
+
+
+def test_what_only_the_folded_network_gets_wrong_stays_robust(trained, digits, monkeypatch):
+    """The search is misled by another network; the plain one has the last word."""
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
+    monkeypatch.setattr(quick, "folded", lambda judge, x: (Judge(other, judge.meter), "another"))
+    x, y = digits["test"][0][:50], digits["test"][1][:50]
+    found = attack(trained, x, y, "fast", eps=0.01, only="apgd-ce", n_iter=5)
+    assert found.details["wrong_answers"] > 20 and int(found.values.sum()) >= int(found.extra["clean"].sum()) - 2
+
+
+def test_a_killed_fast_run_goes_on(trained, digits, threat, tmp_path, monkeypatch):
+    from composer.evaluate.protocol import evaluate
+    from composer.recipe.types import MeasureSpec
+
+    monkeypatch.setattr(autoattack, "BLOCK", 20)
+    x, y = digits["test"][0][:50], digits["test"][1][:50]
+    spec = [MeasureSpec("a", "apgd_ce", {"steps": 8, "mode": "fast"})]
+    whole = evaluate(trained, x, y, spec, threat=threat, seed=0, batch_size=10).flags["a"]
+
+    def stop(name, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(trained, x, y, spec, threat=threat, seed=0, batch_size=10, store=tmp_path, progress=stop)
+    rest: list[int] = []
+    again = evaluate(trained, x, y, spec, threat=threat, seed=0, batch_size=10, store=tmp_path, progress=lambda name, done, total: rest.append(done))
+    assert rest == [2, 3] and torch.equal(again.flags["a"], whole)
