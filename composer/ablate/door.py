@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from composer.ablate.drive import Drive, Options, check_jobs, named
+from composer.ablate.drive import Drive, Options, check_jobs
+from composer.ablate.names import named
 from composer.ablate.types import Grid
 from composer.errors import ComposerError
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from composer import atomic
+from composer.ablate.external import external_results
+from composer.ablate.names import slug
 from composer.ablate.planned import check_analysis
 from composer.ablate.tree import Course, Stem, Tree, courses, tree_of
 from composer.ablate.types import Cell, Failure, Grid, Outcome, Task
@@ -229,7 +230,8 @@ class Drive:
 
     def _outcome(self, results: Results, failed: list[Failure], seconds: float) -> Outcome:
         seeds = len(self.grid.seeds)
-        return Outcome(results, tuple(failed), self.tree.trained * seeds, self.tree.unshared * seeds, self.tree.common(), self.tree.forks, seconds)
+        foreign, unfit = external_results(self.grid, self.options.settings)
+        return Outcome({**results, **foreign}, (*failed, *unfit), self.tree.trained * seeds, self.tree.unshared * seeds, self.tree.common(), self.tree.forks, seconds)
 
     def _note(self) -> None:
         """What this grid is, before anything runs; `composer runs` counts by it what the store still needs."""
@@ -267,24 +269,6 @@ class Drive:
                 if epochs[1] not in forks and not (folder / FORK).exists():
                     for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
                         (folder / name).unlink(missing_ok=True)
-
-
-def slug(name: str) -> str:
-    """A cell's name as a file name."""
-    plain = re.sub(r"[^\w.+-]+", "_", name)[:80]
-    if plain == name:
-        return plain
-    import hashlib
-
-    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-
-
-def named(grid: Grid, *, stem: str) -> Grid:
-    """The grid under a name of its own: what its cells are is part of it, so that two grids never share a folder."""
-    import hashlib
-
-    text = json.dumps([[c.name, c.recipe.experiment_id] for c in grid.cells])
-    return replace(grid, name=f"{stem}-{hashlib.blake2b(text.encode(), digest_size=3).hexdigest()}")
 
 
 def check_jobs(options: Options) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from composer.ablate.drive import Options, named
+from composer.ablate.drive import Options
+from composer.ablate.names import named
 from composer.ablate.types import Grid
 
 

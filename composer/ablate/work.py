@@ -9,7 +9,6 @@ from typing import Any
 
 from composer import atomic
 
-
 FORK = "fork"             # a mark in a node's folder: runs part here, so its checkpoint stays
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import platform
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +20,8 @@ from composer.recipe.remember import keep
 from composer.registry import REGISTRY, Registry
 
 ENGINE = ("engine", "plan")
+NESTED = (dict, list)
+SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def digest(value: Any) -> str:
@@ -62,6 +65,8 @@ def plan_content(plan: Plan, idle: set[str]) -> Any:
 
 def _plain_once(value: Any) -> Any:
     """As `as_plain`; what cells of a grid share is written once. Nobody may change what comes back."""
+    if type(value) in SCALARS:
+        return value
     if isinstance(value, tuple) and value:
         key = ("plain", id(value))
         held = REGISTRY.memory.get(key)
@@ -141,12 +146,12 @@ def _uses(value: Any) -> set[tuple[str, str]]:
         own = {(value["kind"], value["use"])} if "kind" in value and "use" in value else set()
         if value.get("_") in ("InnerPlan", "PartPlan"):
             own.add(("inner" if value["_"] == "InnerPlan" else "part", value["use"]))
-        return own.union(*map(_uses, value.values()))
+        return own.union(*[_uses(item) for item in value.values() if type(item) in NESTED])
     if isinstance(value, list) and value:
         key = ("uses", id(value))
         held = REGISTRY.memory.get(key)
         if held is None or held[1] is not value:
-            held = (set().union(*map(_uses, value)), value)
+            held = (set().union(*[_uses(item) for item in value if type(item) in NESTED]), value)
             keep(REGISTRY, key, held)
         return held[0]
     return set()
@@ -155,28 +160,20 @@ def _uses(value: Any) -> set[tuple[str, str]]:
 def sources(content: Any, uses: list[tuple[str, str]], registry: Registry) -> dict[str, str]:
     """The file of every primitive in use, by digest. `content`: of the plan, as the key sees it."""
     named = frozenset(_uses(content).union(uses))
-    key = ("sources", named)
+    key = ("files", named)
     if key not in registry.memory:
-        keep(registry, key, _files(named, registry))
-    return registry.memory[key]
+        keep(registry, key, sorted(file for kind, use in named if registry.has(kind, use) for file in _files(kind, use, registry)))
+    return {label: file_digest(path) for label, path in registry.memory[key]}
 
 
-def _files(named: frozenset[tuple[str, str]], registry: Registry) -> dict[str, str]:
-    found: dict[str, str] = {}
-
-    def note(kind: str, use: str) -> None:
-        if registry.has(kind, use):
-            file = registry.get(kind, use).file
-            if file and file.exists():
-                found[f"{kind}/{use}"] = file_digest(file)
-            for module in registry.get(kind, use).flags.get("sources", ()):      # private modules it is made of
-                spec = importlib.util.find_spec(module)
-                if spec and spec.origin:
-                    found[f"{kind}/{use}: {module}"] = file_digest(Path(spec.origin))
-
-    for kind, use in named:
-        note(kind, use)
-    return dict(sorted(found.items()))
+def _files(kind: str, use: str, registry: Registry) -> Iterator[tuple[str, Path]]:
+    primitive = registry.get(kind, use)
+    if primitive.file and primitive.file.exists():
+        yield f"{kind}/{use}", primitive.file
+    for module in primitive.flags.get("sources", ()):                    # private modules it is made of
+        spec = importlib.util.find_spec(module)
+        if spec and spec.origin:
+            yield f"{kind}/{use}: {module}", Path(spec.origin)
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str:

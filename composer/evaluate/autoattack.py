@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from composer.errors import ComposerError
 from composer.evaluate.attack import _to, correct_flags
 from composer.evaluate.draws import Draws

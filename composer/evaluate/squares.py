@@ -21,7 +21,7 @@ BLOCK = 200             # queries whose random numbers are drawn at once
 def side(query: int, size: int, least: int) -> int:
     """Side of the window at a query for images of `size` pixels; odd where the pattern has a middle (least = 3)."""
     share = SHARE / 2 ** sum(query > at for at in HALVED_AT)
-    length = max(int(round(math.sqrt(share * size))), least)
+    length = max(round(math.sqrt(share * size)), least)
     return length + 1 if least == 3 and length % 2 == 0 else length
 
 

@@ -184,8 +184,8 @@ def _pair_flags(one: Verdict, other: Verdict) -> list[str]:
     if one.use == "pgd" and other.use == "cw" and one.options.get("steps", 0) >= other.options.get("steps", 0) and points > 100 * CW_GAP:
         return [f"{other.name} is {points:.1f} points below {one.name} on the same images: {one.name} overstates robustness; quote AutoAttack"]
     if other.flags.get("transfer") and not (one.flags.get("transfer") or one.blind):
-        return [f"{other.name}, made on another model, is stronger than {one.name}: {more} images stand only under {one.name}, {less} only under "
-                f"{other.name}: gradients are probably masked"]
+        return [(f"{other.name}, made on another model, is stronger than {one.name}: {more} images stand only under {one.name}, {less} only under "
+                f"{other.name}: gradients are probably masked")]
     return []
 
 

@@ -104,7 +104,7 @@ def test_without_sharing(say, tmp_path) -> None:
 
 def test_a_study(say, tmp_path, tiny, recipe) -> None:
     study = tmp_path / "alpha.toml"
-    study.write_text(f'recipe = "mwpb_at"\nseeds = 1\n[cells.plain]\nset = {{ "inner.x_adv.eps.alpha" = 0.0 }}\n[cells.some]\nset = {{ "inner.x_adv.eps.alpha" = 0.4 }}\n'
+    study.write_text('recipe = "mwpb_at"\nseeds = 1\n[cells.plain]\nset = { "inner.x_adv.eps.alpha" = 0.0 }\n[cells.some]\nset = { "inner.x_adv.eps.alpha" = 0.4 }\n'
                      '[cells.same]\nset = { "inner.x_adv.eps.alpha" = 0.4 }\n[cells.print]\nkind = "printed"\n')
     code, out, err = say("--set", "train.epochs=4", "--seeds", "2", "--out", tmp_path / "runs", "--json", *HERE, target=str(study))
     assert code == 0, err

@@ -45,7 +45,7 @@ def workers(driver: int) -> list[int]:
         below |= more
         grown = bool(more)
     for pid, _, name in rows:
-        if pid in below and name.startswith("ray::") and "IDLE" not in name:
+        if pid in below and name.startswith("ray::call"):                 # at work on a task
             found.append(pid)
     return found
 

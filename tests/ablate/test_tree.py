@@ -125,3 +125,51 @@ def test_the_data_set_is_read_once(grid, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sets, "load", lambda *args, **more: (calls.append(args), plain(*args, **more))[1])
     planned(grid("late", "mean", "start", "heavy"), tmp_path)
     assert len(calls) == 1
+
+
+PLANNING = """
+import sys, time, tracemalloc
+from pathlib import Path
+import sklearn.datasets, torch
+from composer.ablate.studygrid import grid_of_study
+from composer.ablate.tree import courses, tree_of
+from composer.engine.session import Settings
+from composer.recipe.load import load
+from composer.recipe.studies import load_study
+load("mart_ours")
+if sys.argv[2] == "size":
+    tracemalloc.start()
+began = time.process_time()
+grid = grid_of_study(load_study(sys.argv[1]))
+tree = tree_of(courses(grid, Settings(out=Path(sys.argv[1]).parent, device="cpu", track=False)))
+assert tree.trained == tree.unshared == 4096 * 20, tree.trained
+print(tracemalloc.get_traced_memory()[1] / 2**20 if sys.argv[2] == "size" else time.process_time() - began)
+"""
+POINTS = """
+recipe = "mart_ours"
+setting = "digits"
+[cells.all]
+kind = "sweep"
+select = ["clean"]
+[cells.all.grid]
+"terms.margin.weight" = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+"terms.align.weight"  = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+"parts.ema.decay"     = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+"terms.kl.weight"     = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+"""
+
+
+@pytest.mark.slow
+def test_the_tree_of_4096_cells(tmp_path) -> None:
+    """From a study's file to the tree, every cell with keys of its own for each of 20 epochs: seconds of the processor, and of memory what Python holds."""
+    import subprocess
+    import sys
+
+    study = tmp_path / "points.toml"
+    study.write_text(POINTS)
+
+    def measured(what: str) -> float:
+        return float(subprocess.run([sys.executable, "-c", PLANNING, str(study), what], capture_output=True, text=True, check=True).stdout)
+
+    assert min(measured("time") for _ in range(2)) < 10
+    assert measured("size") < 500
