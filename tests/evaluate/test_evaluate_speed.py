@@ -125,7 +125,7 @@ QUERIES = 1000
 
 @pytest.mark.slow
 def test_exact_equals_the_library_and_fast_is_faster(subject):
-    """One call asks the classes; otherwise the forward passes are the library's own. Five interleaved rounds of APGD-CE and APGD-T where time allows."""
+    """One call asks the classes; otherwise the forward passes are the library's own. Square asks 1,000 queries."""
     from composer.bench.timer import interleave
 
     name, model, x, y, eps = subject
@@ -136,7 +136,8 @@ def test_exact_equals_the_library_and_fast_is_faster(subject):
     assert torch.equal(exact, flags) and mine == forwards, (name, mine, forwards)
     assert int((fast != flags).sum()) <= 1, (name, int(fast.sum()), int(flags.sum()))
     timing = interleave({"library": lambda: library(model, x, y, eps, attacks), "exact": lambda: ours(model, x, y, eps, attacks, "exact"),
-                         "fast": lambda: ours(model, x, y, eps, attacks, "fast")}, rounds=3, base="library", warmup=0, again=False)
+                         "fast": lambda: ours(model, x, y, eps, attacks, "fast")}, rounds=3 if name == "digits" else 1, base="library", warmup=0,
+                        again=False)
     print(f"\n{name}: {int(flags.sum())} of {len(y)} stand, fast differs in {int((fast != flags).sum())}\n{timing.text()}")
     assert timing.over("exact", "library", processor=True) <= 1.05
     assert 1 / timing.over("fast", "library", processor=True) >= 1.2
