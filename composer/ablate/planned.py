@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from composer.ablate.types import Grid
-
-SETTINGS = ("primary", "family", "equivalence", "thresholds", "exploratory")
+from composer.ablate.types import ANALYSIS, Grid
 
 
 def check_analysis(grid: Grid) -> None:
@@ -13,7 +11,7 @@ def check_analysis(grid: Grid) -> None:
 
     if grid.design == "study" or not grid.analysis.get("family"):
         return
-    chosen = {key: grid.analysis[key] for key in SETTINGS if grid.analysis.get(key) is not None}
+    chosen = {key: grid.analysis[key] for key in ANALYSIS if grid.analysis.get(key) is not None}
     cells = {cell.name: cell for cell in grid.cells}
     void = {grid.base, *(name for name, cell in cells.items() if cell.same_as)}           # cells without a difference of their own
     chosen["family"] = [name for name in chosen["family"] if name not in void]

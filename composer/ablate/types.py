@@ -9,6 +9,7 @@ from typing import Any, Literal
 from composer.recipe.recipe import Recipe
 from composer.recipe.studies import Row, Study
 
+ANALYSIS = ("primary", "family", "equivalence", "thresholds", "exploratory")       # what [analysis] tells the statistics
 Design = Literal["full", "one-out", "one-in", "fractional", "study"]
 
 

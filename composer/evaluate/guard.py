@@ -72,7 +72,7 @@ def plainly(model: Any) -> Any:
         return module
     try:
         module = _eager(copy.deepcopy(module))
-    except (RuntimeError, TypeError, NotImplementedError):
+    except (RuntimeError, TypeError, NotImplementedError):            # it holds what cannot be copied: it is judged as it stands
         return module
     return (module.float() if half else module).to(memory_format=torch.contiguous_format)
 

@@ -12,10 +12,9 @@ from composer.ablate.statistics import Input, Printed, Settings, Training
 from composer.ablate.summary.blocks import Block, Found, found_of
 from composer.ablate.summary.sweeps import Winner
 from composer.ablate.summary.types import Metric
-from composer.ablate.types import Cell, Design, Grid, Outcome
+from composer.ablate.types import ANALYSIS, Cell, Design, Grid, Outcome
 
 CLEAN = "clean"
-SETTINGS = ("primary", "family", "equivalence", "thresholds", "exploratory")
 
 
 def metrics_of(found: Mapping[str, Found], measures: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
@@ -43,7 +42,7 @@ def input_of(grid: Grid, block: Block, outcome: Outcome, winners: tuple[Winner, 
     lost = {f.cell: {g.seed for g in outcome.failed if g.cell == f.cell and g.diverged} for f in outcome.failed}
     runs = {name: training_of(named[name], by, lost.get(named[name].name, set()), out) for name, by in found.items()}
     design, base = design_of(grid, block), base_of(grid, block, cells)
-    chosen = {key: value for key, value in grid.analysis.items() if key in SETTINGS and value is not None}
+    chosen = {key: value for key, value in grid.analysis.items() if key in ANALYSIS and value is not None}
     names = [m.name for m in metrics]
     if chosen.get("primary") not in names:
         chosen.pop("primary", None)
