@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from composer.engine.scope import install
+from composer.engine.scope import fold, install
 from composer.errors import ComposerError
 from composer.models.weights import project
 from composer.seeds import stream_seed
@@ -38,6 +38,7 @@ class Net:
         self._embeds = hasattr(model, "embed") and hasattr(model, "head")
         self.projects = any(callable(getattr(m, "project", None)) for m in model.modules())
         self._head = self._head_facts()
+        self._folds = False
 
     @property
     def stochastic(self) -> bool:
@@ -92,6 +93,9 @@ class Net:
                 module.training = batch
             if batch:
                 torch.manual_seed(stream_seed(self.seed, f"model/{name}", step))
+        if twice and not self._folds:
+            self._folds = True
+            fold(self.model)
         scope.batch, scope.scratch, scope.rows, scope.twice = batch, scratch, rows, twice
         try:
             with self._autocast():

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from composer.engine.twice import convolution, fits, pairs, pays
+
 
 class Scope:
     """What the batch norms of one model do in the current pass."""
@@ -74,6 +76,8 @@ class _Scoped:
     def forward(self: Any, x: Tensor) -> Tensor:
         scope: Scope = self.__dict__["scope"]
         if not scope.batch:
+            if scope.twice and self.__dict__.get("folds"):
+                return x                                                # it is in the convolution before
             if scope.twice and self.weight is not None:
                 return _affine(self, x)
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
@@ -115,12 +119,36 @@ def _masked(layer: Any, x: Tensor, scope: Scope) -> Tensor:
     return out if layer.weight is None else out * layer.weight.view(shape) + layer.bias.view(shape)
 
 
+class _Convolution(nn.Conv2d):
+    """A convolution that asks the scope whether its pass is differentiated twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scope: Scope = self.__dict__["scope"]
+        if not scope.twice:
+            return super().forward(x)
+        norm = self.__dict__.get("norm")
+        if norm is not None:
+            norm.__dict__["folds"] = not scope.batch and pays(self, x)
+        return convolution(self, x, norm if norm is not None and norm.__dict__["folds"] else None)
+
+
 _classes: dict[type, type] = {}
 
 
+def fold(model: nn.Module) -> None:
+    """For passes that are differentiated twice: eval-mode batch norms go into the convolutions they follow."""
+    for layer, norm in pairs(model):
+        if isinstance(layer, _Convolution) and isinstance(norm, _Scoped):
+            layer.__dict__["norm"] = norm
+
+
 def install(model: nn.Module, device: torch.device) -> tuple[Scope, Stats | None]:
-    """Put every tracking batch norm of the model under one scope; parameter and buffer names stay."""
+    """Put every tracking batch norm and every plain convolution of the model under one scope; parameter and buffer names stay."""
     scope = Scope()
+    for layer in [m for m in model.modules() if fits(m)]:
+        layer.__class__ = _Convolution
+    for layer in [m for m in model.modules() if isinstance(m, _Convolution)]:
+        layer.__dict__["scope"] = scope
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for layer in layers:
         plain = type(layer)
