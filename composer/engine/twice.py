@@ -143,4 +143,3 @@ class _ImageGradient(torch.autograd.Function):
         g, w = ctx.saved_tensors
         by_g, _, by_w, _ = ctx.needs_input_grad
         return (_forward(u, w, None, *ctx.way) if by_g else None), None, (_w(g, u, w, ctx.way) if by_w else None), None
-
