@@ -35,6 +35,7 @@ def test_chance_level_is_three_standard_errors_above_guessing():
     (0.85, Training(single_step=0.80, pgd10=0.54), "single-step"), (0.85, Training(single_step=0.80, pgd10=0.56), ""),
     (0.85, Training(history=(0.40, 0.45, 0.22)), "at epoch 3"), (0.85, Training(history=(0.40, 0.45, 0.23)), ""),
     (0.85, Training(history=(0.40, 0.19), epochs=(10, 20)), "at epoch 20"),
+    (0.85, Training(history=(0.40, 0.19, 0.30)), "at epoch 2, and is back at 0.300 in the end"),     # a dip counts, and is told as one
     (0.85, Training(history=(0.10, 0.01, 0.30)), "")])                                          # below the floor a fall means nothing
 def test_what_counts_as_a_collapse(accuracy, run, word):
     found = reason(accuracy, run, LIMIT, 0.15)

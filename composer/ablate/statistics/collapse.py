@@ -49,7 +49,9 @@ def reason(clean: float | None, run: Training, limit: Mapping[str, float], floor
     epochs = list(run.epochs) or list(range(1, len(run.history) + 1))
     for before, after, epoch in zip(run.history, run.history[1:], epochs[1:], strict=False):
         if before > floor and after <= limit["overfit_drop"] * before:
-            return f"catastrophic overfitting: pgd-10 fell from {before:.3f} to {after:.3f} at epoch {epoch}"
+            end = run.history[-1]
+            back = f", and is back at {end:.3f} in the end" if end > limit["overfit_drop"] * before else ""
+            return f"catastrophic overfitting: pgd-10 fell from {before:.3f} to {after:.3f} at epoch {epoch}{back}"
     return ""
 
 
