@@ -21,20 +21,23 @@ def _backward(options: dict[str, Any]) -> tuple[int | str, int | str]:
 
 @view(backward=_backward)
 def margin_taylor(logits: Logits, y: Labels, x: Leaf, *, norm: Literal["linf", "l2", "l1"] = "linf", classes: Literal["top1", "all"] = "top1",
-                  grad: Literal["numerator", "full"] = "numerator", floor: Annotated[float, Gt(0)] = 1e-8) -> PerExample:
+                  over: Literal["logits", "probabilities"] = "logits", grad: Literal["numerator", "full"] = "numerator", floor: Annotated[float, Gt(0)] = 1e-8) -> PerExample:
     """Distance to the decision boundary of the network's linearisation at the image itself.
 
     Formula: min_k (z_y - z_k) / (||d(z_y - z_k)/dx||_* + floor), k the strongest wrong class or all of them; dual of linf, l2, l1 = l1, l2, linf  [pixels]
-    Paper:   Elsayed et al., NeurIPS 2018, eq. 5 and 6, on logits as "Does simple trump complex?" eq. 4 (their code: probabilities)
+    Paper:   Elsayed et al., NeurIPS 2018, eq. 5 and 6, on logits as "Does simple trump complex?" eq. 4
 
     norm      in which distance is measured
     classes   `top1`: the wrong class of the largest logit, one input gradient; `all`: the nearest of all, an input gradient for every class
+    over      what is linear: `logits`, as both papers write, or `probabilities` (softmax), as the first's code has it; both vanish on the same
+              boundary, and away from it probabilities flatten: of two classes m apart they say sinh(m) / ||dm/dx|| where logits say m / ||dm/dx||
     grad      `numerator`: the denominator is a constant; `full`: it carries its gradient, for one double backward each
 
     Each image's slope must depend on that image alone: use it with bn = "eval".
     """
     own = y.unsqueeze(1)
     with torch.enable_grad():
+        logits = logits.softmax(1) if over == "probabilities" else logits
         mine = logits.gather(1, own).squeeze(1)
         if classes == "top1":
             rival = logits.detach().scatter(1, own, float("-inf")).argmax(1, keepdim=True)

@@ -33,6 +33,29 @@ def scene():
     return t["model"], x, t["y"], t["model"](x)
 
 
+def test_the_first_order_distance_of_probabilities():
+    """On a linear model of two classes with margin m = w·x + b, tanh(m/2) over its slope is sinh(m) / ||w||; on ten, finite differences."""
+    generator = torch.Generator().manual_seed(3)
+    w, b = torch.randn(5, 2, generator=generator, dtype=torch.float64), torch.randn(2, generator=generator, dtype=torch.float64)
+    x, y = torch.rand(7, 5, generator=generator, dtype=torch.float64).requires_grad_(), torch.tensor([0, 1, 0, 1, 0, 0, 1])
+    sign = 1.0 - 2.0 * y
+    m = sign * ((x @ w + b)[:, 0] - (x @ w + b)[:, 1]).detach()
+    for norm, dual in (("linf", 1), ("l2", 2), ("l1", math.inf)):
+        want = torch.sinh(m) / torch.linalg.vector_norm(w[:, 0] - w[:, 1], ord=dual)
+        np.testing.assert_allclose(views.margin_taylor(x @ w + b, y, x, norm=norm, over="probabilities", floor=1e-300).detach(), want, rtol=1e-9)
+
+
+def test_probabilities_look_at_the_same_classes(scene):
+    model, x, y, logits = scene
+    assert torch.equal(views.margin_taylor(logits, y, x, over="probabilities").sign(), views.margin_taylor(logits, y, x).sign())
+    p, step = model(x).softmax(1), 1e-6
+    rival = p.scatter(1, y[:, None], -1).argmax(1, keepdim=True)
+    gap = lambda at: (lambda q: q.gather(1, y[:, None]) - q.gather(1, rival))(model(at).softmax(1)).squeeze(1)      # noqa: E731
+    flat = x.detach().flatten(1)
+    slope = torch.stack([(gap((flat + step * e).view_as(x)) - gap((flat - step * e).view_as(x))) / (2 * step) for e in torch.eye(flat.shape[1], dtype=x.dtype)], 1)
+    np.testing.assert_allclose(views.margin_taylor(logits, y, x, over="probabilities").detach(), (gap(x) / (slope.abs().sum(1) + 1e-8)).detach(), rtol=1e-6)
+
+
 # -- losses ------------------------------------------------------------------------------------------------------------------------
 
 R = torch.tensor([-2.0, -0.05, 0.0, 0.03, 16 / 255, 0.07, 3.0], dtype=torch.float64)
