@@ -58,13 +58,19 @@ def build(kind: str, name: str, **options: Any) -> Callable[..., Any]:
     return primitive.fn(**values) if inspect.isclass(primitive.fn) and kind == "part" else partial(primitive.fn, **values)
 
 
-def run(recipe: Any, *, seed: int = 0, out: str | Path = "runs", **settings: Any) -> dict[str, Any]:
+def run(recipe: Any, *, seed: int = 0, out: str | Path = "runs", seeds: Sequence[int] | None = None, pack: str = "off", **settings: Any) -> dict[str, Any]:
     """Train, evaluate and record a recipe (a Recipe, a file or a name); the result as a dict. Called again, it resumes or answers at once.
 
-    settings: data_root, download, device, precision, deterministic, fresh, adopt, quiet, track (composer.engine.session.Settings)
+    seeds    several runs, small networks trained together as `pack` says ("auto", a number, "off"): {"runs": their results, "failed", "packs", "note"}
+    settings: data_root, download, device, precision, backend, deterministic, fresh, adopt, quiet, track, workers (composer.engine.session.Settings)
     """
     from composer.engine.run import run as execute
     from composer.engine.session import Settings
 
     made = Settings(out=Path(out), **{k: Path(v) if k == "data_root" else v for k, v in settings.items()})
-    return execute(load(recipe) if isinstance(recipe, (str, Path)) else recipe, seed=seed, settings=made)
+    recipe = load(recipe) if isinstance(recipe, (str, Path)) else recipe
+    if seeds is not None:
+        from composer.engine.pack_seeds import run_seeds
+
+        return run_seeds(recipe, seeds, pack=pack, settings=made)
+    return execute(recipe, seed=seed, settings=made)

@@ -18,7 +18,9 @@ Gpus = Annotated[float, typer.Option("--gpus-per-run", help="GPUs of one task, o
 Address = Annotated[str, typer.Option("--address", help="An existing Ray cluster, with --out on a file system that all its machines share.")]
 Threads = Annotated[int, typer.Option("--threads", help="CPU threads of one task; 0: the cores over the jobs. They are part of the bits.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
+Backend = Annotated[str, typer.Option(help="eager, folded, compiled, graph, compiled-graph or auto (docs/performance.md).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Pack = Annotated[str, typer.Option("--pack", help="Train the seeds of a small network together: auto, a number of seeds, or off (docs/packing.md).")]
 
 
 def ablate(
@@ -29,18 +31,19 @@ def ablate(
     seeds: Annotated[str, typer.Option(help="5 is 0 to 4; or a list, 0,1,7. Default 5, or the study's.")] = "",
     setting: Setting = None, set_: Sets = None, drop: Drops = None, plugin: Plugins = None, out: Out = Path("runs"), as_json: Json = False,
     data_root: DataRoot = Path("data"), download: Annotated[bool, typer.Option("--download", help="Fetch a missing data set.")] = False,
-    device: Device = "auto", precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16.")] = "fp32",
+    device: Device = "auto", precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or bf16-attack.")] = "fp32", backend: Backend = "eager",
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Bit for bit on CUDA too; slower.")] = False,
-    jobs: Jobs = 1, gpus_per_run: Gpus = 0.0, address: Address = "", threads: Threads = 0,
+    jobs: Jobs = 1, gpus_per_run: Gpus = 0.0, address: Address = "", threads: Threads = 0, pack: Pack = "off", quiet: Quiet = False,
     retries: Annotated[int, typer.Option(help="Times a task is begun again whose worker was killed.")] = 2,
     no_share: Annotated[bool, typer.Option("--no-share", help="Train every cell alone, from its first epoch.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Try again what diverged before.")] = False,
     tune: Annotated[int, typer.Option(help="First tune every cell alike, with so many trials each.")] = 0,
+    tune_epochs: Annotated[int, typer.Option("--tune-epochs", help="Epochs of a tuning run; 0: the recipe's own. Schedules shrink with it.")] = 0,
+    steps: Annotated[int, typer.Option(help="Steps that a study of kind bench times for each cell.")] = 50,
     name: Annotated[str, typer.Option(help="Name of the study's folder.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells, tree and cost, and stop.")] = False,
     emit: Annotated[str, typer.Option(help="slurm: print a batch script that runs this command in an allocation.")] = "",
     slurm: Annotated[list[str] | None, typer.Option("--slurm", help="With --emit: nodes=2, cpus=16, gpus=4, time=24:00:00, partition=…, account=…, memory=….")] = None,
-    quiet: Quiet = False,
 ) -> None:
     """Run a recipe with its components off one by one and together, or a study, and print the table with intervals and effects."""
     if emit:
@@ -53,17 +56,19 @@ def ablate(
 
     if tune < 0:
         raise ComposerError(f"--tune {tune}", where="command line", fix="a number of trials, or 0 for none")
+    if tune_epochs < 0 or tune_epochs and not tune:
+        raise ComposerError(f"--tune-epochs {tune_epochs}", where="command line", fix="a number of epochs, together with --tune")
     plugins(plugin)
     grid = grid_for(target or "mart_ours", tuple(t.strip() for t in toggle.split(",") if t.strip()), design=design, seeds=seed_list(seeds), setting=setting,
                     sets=set_ or (), drops=drop or (), resolution=resolution, name=name)
-    settings = Settings(out=out, data_root=data_root, download=download, device=device, precision=precision, deterministic=deterministic, quiet=quiet)
+    settings = Settings(out=out, data_root=data_root, download=download, device=device, precision=precision, backend=backend, deterministic=deterministic, quiet=quiet)
     options = Options(settings=settings, jobs=jobs, gpus_per_run=gpus_per_run, address=address, retries=retries, threads=threads, share=not no_share,
-                      again=again, quiet=quiet, command=tuple(sys.argv[1:]), env=_plugins_of(plugin))
+                      again=again, steps=steps, quiet=quiet, command=tuple(sys.argv[1:]), env=_plugins_of(plugin), pack=pack)
     check_jobs(options)
     if tune:
         from composer.ablate.tuned import tuned_grid
 
-        grid = tuned_grid(grid, options, tune)
+        grid = tuned_grid(grid, options, tune, tune_epochs)
     if dry_run:
         _preview(Drive(grid, options), as_json)
         return
@@ -116,12 +121,17 @@ def sweep(
     grace: Annotated[int, typer.Option(help="Epochs before a trial may be stopped; 0: a quarter of the run.")] = 0,
     eta: Annotated[float, typer.Option(help="One of so many trials goes on at a rung.")] = 3.0,
     time_budget: Annotated[float, typer.Option(help="Seconds after which no trial goes on.")] = 0.0,
+    precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16 (another sweep: it is recorded).")] = "fp32",
+    download: Annotated[bool, typer.Option("--download", help="Fetch a missing data set.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin the sweep anew, whatever is there.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Go on with unfinished trials although something has changed.")] = False,
     seed: Annotated[int, typer.Option(help="Of the trials' runs and of the draws.")] = 0, name: Annotated[str, typer.Option(help="Name of the sweep's folder.")] = "",
     setting: Setting = None, set_: Sets = None, drop: Drops = None, plugin: Plugins = None, out: Out = Path("runs"), as_json: Json = False,
     data_root: DataRoot = Path("data"), device: Device = "auto", jobs: Jobs = 1, gpus_per_run: Gpus = 0.0, address: Address = "", threads: Threads = 0,
     quiet: Quiet = False,
 ) -> None:
     """Search hyper-parameters for robust accuracy on held-out images; the result is a recipe that extends this one."""
+    from composer.ablate.drive import PRECISIONS
     from composer.cli import plugins
     from composer.engine.session import Settings
     from composer.recipe.load import load
@@ -130,7 +140,9 @@ def sweep(
 
     plugins(plugin)
     made = load(recipe, setting=setting, sets=set_ or (), drops=drop or ())
-    settings = Settings(out=out, data_root=data_root, device=device, quiet=True)
+    if precision not in PRECISIONS:
+        raise ComposerError(f"--precision {precision}", where="command line", fix=f"one of {', '.join(PRECISIONS)}")
+    settings = Settings(out=out, data_root=data_root, download=download, device=device, precision=precision, fresh=fresh, adopt=adopt, quiet=True)
     options = SweepOptions(trials=trials, grid=grid, points=points, metric=metric, select=tuple(s.strip() for s in select.split(",") if s.strip()),
                            asha=not no_asha, grace=grace, eta=eta, budget=time_budget, jobs=jobs, gpus_per_run=gpus_per_run, address=address, threads=threads,
                            seed=seed, name=name, settings=settings, say=(lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr)))

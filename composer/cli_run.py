@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,11 +24,18 @@ def run(
     recipe: Annotated[str, typer.Argument(help="A recipe: a file, or the name of a shipped one.")],
     setting: Setting = None, set_: Sets = None, drop: Drops = None, plugin: Plugins = None, out: Out = Path("runs"), as_json: Json = False,
     seed: Annotated[int, typer.Option(help="Initial weights, order, augmentation, noise, split.")] = 0,
+    seeds: Annotated[str, typer.Option("--seeds", help="Several runs: 5 is seeds 0 to 4; or a list, 0,1,7.")] = "",
+    pack: Annotated[str, typer.Option("--pack", help="With --seeds, train small networks together: auto, a number of runs, or off.")] = "off",
     data_root: DataRoot = Path("data"),
     download: Annotated[bool, typer.Option("--download", help="Fetch a missing data set.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16 (another experiment: it is recorded).")] = "fp32",
-    backend: Annotated[str, typer.Option(help="auto or eager.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16, or bf16-attack (another experiment: it is recorded).")] = "fp32",
+    micro_batch: Annotated[str, typer.Option("--micro-batch", help="Images at once: whole, a number, or auto (halved when memory runs out).")] = "whole",
+    data_on: Annotated[str, typer.Option("--data-on", help="Where the training images lie: auto, device, host, disk.")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Data-parallel processes, started by Ray: a GPU each, or CPU cores.")] = 1,
+    sync_bn: Annotated[bool, typer.Option("--sync-bn", help="With workers: batch norm over the rows of all of them.")] = False,
+    address: Annotated[str, typer.Option(help="A Ray cluster that is there (host:port or auto); workers are placed on it.")] = "",
+    backend: Annotated[str, typer.Option(help="eager, folded, compiled, graph, compiled-graph or auto (docs/performance.md).")] = "eager",
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Bit for bit on CUDA too; slower.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plans and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train anew, whatever is there.")] = False,
@@ -42,13 +48,20 @@ def run(
     if dry_run:
         _dry(made, as_json)
         return
-    _one_of("--precision", precision, ("fp32", "tf32", "bf16"))
-    _one_of("--backend", backend, ("auto", "eager"))
+    _one_of("--precision", precision, ("fp32", "tf32", "bf16", "bf16-attack"))
+    _one_of("--data-on", data_on, ("auto", "device", "host", "disk"))
+    from composer.engine.backend import LEGAL
+
+    _one_of("--backend", backend, LEGAL)
     from composer.engine.run import run as execute
     from composer.engine.session import Settings
 
-    settings = Settings(out=out, data_root=data_root, download=download, device=device, precision=precision, deterministic=deterministic,
-                        fresh=fresh, adopt=adopt, quiet=quiet, full_other=all_measures)
+    settings = Settings(out=out, data_root=data_root, download=download, device=device, precision=precision, backend=backend, deterministic=deterministic,
+                        fresh=fresh, adopt=adopt, quiet=quiet, full_other=all_measures, workers=workers, sync_bn=sync_bn, address=address, micro_batch=micro_batch, data_on=data_on)
+    if seeds or pack != "off":
+        from composer.verbs.seeds import run_many
+
+        raise typer.Exit(run_many(made, _seeds(seeds), pack, settings, as_json))
     result = execute(made, seed=seed, settings=settings)
     if as_json:
         print(json.dumps(result, ensure_ascii=False, default=str))
@@ -108,29 +121,6 @@ def ui(out: Out = Path("runs"), port: Annotated[int, typer.Option(help="Port of 
     serve(out, port=port, host=host, open_browser=open_)
 
 
-def bench(full: Annotated[bool, typer.Option("--full", help="More methods and networks; minutes.")] = False,
-          gpu: Annotated[bool, typer.Option("--gpu", help="On the CUDA device, with seconds per epoch at fp32, tf32, bf16.")] = False,
-          methods: Annotated[bool, typer.Option("--methods", help="What each method costs over its base, held against the passes it adds.")] = False,
-          rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
-          threads: Annotated[int, typer.Option(help="Threads of PyTorch; on a shared machine more than one is noisy.")] = 1,
-          as_json: Json = False) -> None:
-    """Passes, time and peak memory of training steps beside faithful and hand-pruned plain PyTorch loops."""
-    from composer.bench.run import bench as measure
-    from composer.cli import say
-
-    stream = sys.stderr if as_json else sys.stdout
-    if methods:
-        from composer.bench.methods import overheads
-
-        found = overheads(rounds=rounds, threads=threads, say=lambda line: print(line, file=stream, flush=True))
-        if as_json:
-            say(found, True, "")
-        return
-    report = measure(full=full, gpu=gpu, rounds=rounds, threads=threads, say=lambda line: print(line, file=stream, flush=True))
-    if as_json:
-        say(report, True, "")
-
-
 def cite(recipe: Annotated[str, typer.Argument(help="A recipe: a file, or the name of a shipped one.")],
          setting: Setting = None, set_: Sets = None, drop: Drops = None, plugin: Plugins = None, as_json: Json = False) -> None:
     """BibTeX of every paper that a recipe, its header and the cards of what it uses name."""
@@ -171,6 +161,8 @@ def plugin_check(path: Path, as_json: Json = False) -> None:
 
 def add(app: typer.Typer) -> None:
     """Put these verbs on the app."""
+    from composer.cli_bench import bench
+
     for verb in (run, show, doctor, ui, bench, cite):
         app.command()(verb)
     app.add_typer(plugin_app, name="plugin")
@@ -189,6 +181,16 @@ def _dry(recipe: Any, as_json: bool) -> None:
     from composer.verbs.show import plans_dict, plans_text
 
     say(plans_dict(recipe) if as_json else None, as_json, plans_text(recipe) if not as_json else "")
+
+
+def _seeds(text: str) -> int | list[int]:
+    """Errors: ComposerError where no seeds are given."""
+    from composer.cli_ablate import seed_list
+
+    found = seed_list(text)
+    if found is None:
+        raise ComposerError("--pack without --seeds", where="command line", why="one run has nobody to be packed with", fix="--seeds 5, or leave --pack out")
+    return found
 
 
 def _one_of(flag: str, value: str, legal: tuple[str, ...]) -> None:

@@ -128,12 +128,14 @@ class {name}:
 
     def __init__(self, *, decay: Annotated[float, Ge(0), Le(1)] = 0.5):
         self.decay = decay
+        self.offset = 0             # the batch's row that the rows given begin with: batches are divided among workers and micro-batches
 
     def start(self, facts) -> None:
         self.memory = {{point: torch.zeros(facts.batch_size, facts.classes, device=facts.device) for point in facts.points}}
 
     def read(self, logits: Logits, *, point: str) -> dict[str, Tensor]:
-        return {{"logits": self.decay * self.memory[point][: len(logits)] + (1 - self.decay) * logits}}
+        held = self.memory[point][self.offset : self.offset + len(logits)]
+        return {{"logits": self.decay * held + (1 - self.decay) * logits}}
 
     def after_step(self, logits: Logits, *, point: str) -> None:
         self.memory[point][: len(logits)].copy_(self.read(logits.detach(), point=point)["logits"])

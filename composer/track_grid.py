@@ -14,7 +14,7 @@ from typing import Any
 
 from composer.track import FLUSH, NullTracker, Tracker, deliver, make_tracker
 from composer.track_journal import Journal, locked
-from composer.track_names import EXPERIMENT, PARENT, PARENT_AT, PARENT_KEY
+from composer.track_names import EXPERIMENT, PARENT, PARENT_AT, PARENT_KEY, clean
 
 ARTIFACTS = ("grid.json", "sweep.json", "results.json", "failed.json", "table.md", "table.csv", "table.tex", "table.json", "report.html",
              "trials.csv", "trials.json", "best*.toml", "plots", "cells")
@@ -65,6 +65,35 @@ def child_tags(grid: GridRun, cell: str, seed: int, toggles: Mapping[str, bool],
     tags |= {PARENT: grid.run_id} if grid.run_id else {}
     tags |= {f"toggle.{name}": "on" if on else "off" for name, on in toggles.items()}
     return tags | ({"nodes": " ".join(nodes)} if nodes else {})
+
+
+def link_kept(grid: GridRun, kept: Mapping[Path, tuple[str, int]]) -> None:
+    """Runs that were there before the grid: their tags say that they are part of it, and the parent's say which they are. Nothing else of theirs
+    changes; one that stands below another grid stays there.
+
+    kept   folder of a finished run -> (cell, seed)
+    """
+    if isinstance(grid.tracker, NullTracker) or not grid.run_id:
+        return
+    mine = {(r["name"], r["value"]) for r in tags_of(Journal(grid.folder))}
+    for folder, (cell, seed) in kept.items():
+        journal, there = Journal(folder), Journal(folder).state().get("run_id")
+        starts = [start["tags"] for start in journal.starts()]
+        if not starts or any(tags.get(PARENT_KEY) == grid.key for tags in starts):
+            continue
+        held = {r["name"] for r in tags_of(journal)}
+        if PARENT not in held and not any(PARENT_KEY in tags for tags in starts):
+            journal.add("tag", name=PARENT, value=grid.run_id)
+        if (name := clean(f"composer.grid.{grid.name}")) not in held:
+            journal.add("tag", name=name, value=f"{cell}, seed {seed}")
+        entry = (clean(f"composer.kept.{cell}.s{seed}"), there or folder.name)
+        if entry not in mine:
+            Journal(grid.folder).add("tag", name=entry[0], value=entry[1])
+
+
+def tags_of(journal: Journal) -> list[dict[str, Any]]:
+    """The tags that were set beside those of its starts."""
+    return [record for _, record in journal.pending(0) if record["op"] == "tag"]
 
 
 def close_grid(grid: GridRun, folder: Path, metrics: Mapping[str, float], status: str = "FINISHED", *, children: Iterable[Path] = ()) -> None:

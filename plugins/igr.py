@@ -10,7 +10,7 @@ from composer import loss
 from composer.shapes import Labels, Leaf, Logits, PerExample
 
 
-@loss(couples={"scale": "tf"})
+@loss(couples={"scale": "tf"}, couples_by="count")
 def input_gradient(logits: Logits, y: Labels, x: Leaf, *, scale: Literal["mean", "tf"] = "mean") -> PerExample:
     """Squared length of the cross entropy's gradient with respect to the image.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"                 # before torch and numpy are imported: bits depend on the number of threads
-for _name in [n for n in os.environ if n.startswith(("COMPOSER_", "MLFLOW_", "RAY_"))]:
+for _name in [n for n in os.environ if n.startswith(("COMPOSER_", "MLFLOW_", "RAY_")) and not n.startswith("COMPOSER_SMALL_")]:
     del os.environ[_name]
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", RAY_USAGE_STATS_ENABLED="0", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
 

@@ -16,7 +16,7 @@ FILE_LINES, FUNCTION_LINES = 300, 60
 CODE = ("composer", "plugins")
 TEXT = ("composer", "plugins", "recipes", "docs", "tests", ".ci")
 RUNS_DATA = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-SPEAKS = ("composer/cli.py", "composer/cli_ablate.py", "composer/cli_evaluate.py", "composer/cli_run.py", "composer/verbs/", "composer/__main__.py")
+SPEAKS = ("composer/cli.py", "composer/cli_ablate.py", "composer/cli_bench.py", "composer/cli_evaluate.py", "composer/cli_run.py", "composer/verbs/", "composer/__main__.py")
 MACHINE = re.compile(r"/(work|farm|root|opt|home)/\w|/tmp/bash|://[a-z.]*(pypi|pythonhosted)")
 
 

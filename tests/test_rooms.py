@@ -24,7 +24,7 @@ BASE = {"errors", "options", "registry", "shapes", "seeds"}
 CATALOGUE = BASE | {"callmodule"}
 # A name with a dot opens one module of a room: a door that docs/architecture.md describes.
 DOORS = {"models.build", "models.weights", "data.sets", "data.augment", "evaluate.protocol", "inner.ascent", "inner.balls", "optim", "report.live",
-         "report.table", "report.plots"}
+         "report.table", "report.plots", "report.figures"}
 EVERYTHING = {"*"}
 ROOMS: dict[str, set[str]] = {
     "__init__": {"registry", "errors", "*"},            # the Python door: verbs are imported where they are called
@@ -39,7 +39,8 @@ ROOMS: dict[str, set[str]] = {
     "plan": BASE | {"recipe"},
     **{room: CATALOGUE for room in ("losses", "views", "gains", "inner", "parts", "phases", "schedules", "optim", "data")},
     "models": CATALOGUE | {"recipe.types"},
-    "evaluate": CATALOGUE | {"recipe.types", "engine.streams", "atomic", "plugins"},
+    "data": CATALOGUE | {"atomic"},
+    "evaluate": CATALOGUE | {"recipe.types", "engine.streams", "models.packed", "atomic", "plugins"},
     "engine": BASE | DOORS | {"recipe", "plan", "atomic", "callmodule", "plugins", "track", "evaluate", "data", "models"},
     "ablate": BASE | {"recipe", "plan", "engine", "atomic", "callmodule", "plugins", "shipped", "track", "track_*", "report.table", "report.store",
                            "report.ablation.write", "search", "subject.study"},
@@ -47,15 +48,15 @@ ROOMS: dict[str, set[str]] = {
     "track": {"errors", "atomic", "track_*"}, "track_journal": {"errors", "atomic", "track_*"}, "track_mlflow": {"errors", "atomic", "track_*"},
     "track_names": {"errors"}, "track_grid": {"track", "track_*"},
     "report": BASE | {"recipe", "plan", "ablate", "atomic", "track", "shipped", "plugins", "evaluate", "engine"},
-    "subject": BASE | {"recipe", "engine", "evaluate", "data", "models", "atomic", "plugins", "shipped", "report.live"},
+    "subject": BASE | {"recipe", "engine", "evaluate", "data", "models", "atomic", "plugins", "shipped", "report.live", "report.figures"},
     "compare": BASE | {"subject.record", "ablate.statistics", "report.table"},
     "export": BASE | {"subject", "recipe", "engine", "models", "atomic"},
-    "bench": BASE | DOORS | {"recipe", "plan", "engine", "atomic", "plugins", "shipped"},
+    "bench": BASE | DOORS | {"recipe", "plan", "engine", "evaluate", "atomic", "plugins", "shipped", "ablate.statistics"},
     "doctor": BASE | {"plugins", "shipped", "track"},
     "scaffold": BASE | {"plugins", "atomic", "testing", "_testing"},
     "ui": {"errors", "track", "track_*"},
     "testing": EVERYTHING, "_testing": EVERYTHING,
-    "cli": EVERYTHING, "cli_run": EVERYTHING, "cli_ablate": EVERYTHING, "cli_evaluate": EVERYTHING, "api": EVERYTHING, "verbs": EVERYTHING,
+    "cli": EVERYTHING, "cli_run": EVERYTHING, "cli_ablate": EVERYTHING, "cli_bench": EVERYTHING, "cli_evaluate": EVERYTHING, "api": EVERYTHING, "verbs": EVERYTHING,
 }
 NO_TORCH = {"errors", "shapes", "seeds", "callmodule", "atomic", "options", "registry", "shipped", "plugins", "recipe", "plan", "track",
             "track_journal", "track_mlflow", "track_names", "track_grid"}                   # not even inside a function

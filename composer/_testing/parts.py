@@ -199,11 +199,34 @@ def neutral(primitive: Primitive, options: dict[str, Any], given: dict[str, Any]
             _same(life.part.weights(), live, f"{said} its weights are not the live ones")
 
 
+def divides(primitive: Primitive, options: dict[str, Any], given: dict[str, Any]) -> None:
+    """Rows of a batch read what they would read among the others: batches are divided among micro-batches and workers."""
+    life = Life(primitive, options, given)
+    for step in range(4):
+        life.step(step)
+    for args, rest in life._calls("read", 4):
+        rows = next((len(a) for a in args if isinstance(a, Tensor) and a.ndim), 0)
+        whole, found = life.part.read(*args, **rest), []
+        for first, stop in ((0, 3), (3, rows)):
+            if hasattr(life.part, "offset"):
+                life.part.offset = first
+            found.append(life.part.read(*(a[first:stop] if isinstance(a, Tensor) and a.ndim and len(a) == rows else a for a in args), **rest))
+        if hasattr(life.part, "offset"):
+            life.part.offset = 0
+        for name, value in whole.items():
+            if value.ndim and len(value) == rows:
+                need(torch.allclose(value, torch.cat([each[name] for each in found]), rtol=1e-5, atol=1e-6),
+                     "what a row reads depends on where it stands among the rows given; a part that remembers by place in the batch needs an attribute "
+                     "`offset` (0 at first), the batch's row that the rows given begin with")
+
+
 def checks(primitive: Primitive, given: dict[str, Any], needs: dict[str, Any]) -> dict[str, Callable[[], None]]:
     usual = options_of(primitive, given)
     listed = {"attributes": attributes, "resume": resumes, "in place": in_place, "static": static}
     if not getattr(primitive.fn, "writes_model", False):
         listed["leaves the model"] = leaves_the_model
+    if hasattr(primitive.fn, "read") and not hasattr(primitive.fn, "network"):
+        listed["divides"] = divides
     found: dict[str, Callable[[], None]] = {name: _each(check, primitive, given, needs) for name, check in listed.items()}
     if floats(primitive, usual):
         found["dial"] = lambda: dials(primitive, usual, needs)

@@ -45,11 +45,11 @@ def ablate(target: Any = "mart_ours", toggles: str | Sequence[str] = (), *, desi
 
     target   a recipe or a study, as a value, file or name
     toggles  names, or one text with commas
-    options  of `composer.ablate.drive.Options` (gpus_per_run, address, retries, threads, share, quiet) and of a run (data_root, device, …)
+    options  of `composer.ablate.drive.Options` (gpus_per_run, address, retries, threads, share, pack, quiet) and of a run (data_root, device, …)
     """
     from composer.engine.session import Settings
 
-    own = {key: options.pop(key) for key in ("gpus_per_run", "address", "retries", "threads", "share", "again", "env", "sys_path") if key in options}
+    own = {key: options.pop(key) for key in ("gpus_per_run", "address", "retries", "threads", "share", "again", "steps", "env", "sys_path", "pack") if key in options}
     quiet = options.get("quiet", False)
     settings = Settings(out=Path(out), **{k: Path(v) if k == "data_root" else v for k, v in options.items()})
     names = [name.strip() for name in toggles.split(",") if name.strip()] if isinstance(toggles, str) else toggles

@@ -12,17 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from composer import atomic
+from composer.ablate import bench
+from composer.ablate.diverged import known, note
 from composer.ablate.external import external_results
 from composer.ablate.names import slug
+from composer.ablate.packs import answers_of, packed, packs_for
 from composer.ablate.planned import check_analysis
-from composer.ablate.tree import Course, Stem, Tree, courses, tree_of
+from composer.ablate.rungs import Ladders, ends, record_file
+from composer.ablate.slim import slim
+from composer.ablate.stop import Died
+from composer.ablate.tasks import Maker
+from composer.ablate.tree import Course, Tree, courses, tree_of
 from composer.ablate.types import Cell, Failure, Grid, Outcome, Task
 from composer.engine.record import Record, read_json
 from composer.engine.session import Settings
 from composer.errors import ComposerError, Stopped
 
 WORK = "composer.ablate.work:work"
-PRECISIONS = ("fp32", "tf32", "bf16")
+ALONE = "-alone"              # behind the name of a study whose runs share nothing: its results stand beside the shared ones
+PRECISIONS = ("fp32", "tf32", "bf16", "bf16-attack")
 Results = dict[tuple[str, int], dict[str, Any]]
 Lost = dict[tuple[str, int], Failure]
 
@@ -35,6 +43,8 @@ class Options:
     threads     of each task; 0: those that the study was begun with, else the machine's cores over the jobs
     share       train epochs that cells have in common once
     again       try again what diverged
+    steps       that a study of kind bench measures
+    pack        train seeds of a cell together: auto, off, or at most so many (`packs`)
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -45,26 +55,36 @@ class Options:
     threads: int = 0
     share: bool = True
     again: bool = False
+    steps: int = bench.STEPS
     quiet: bool = False
     command: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     sys_path: tuple[str, ...] = ()
+    pack: str = "off"
 
 
 class Drive:
     """One grid on its way: `Drive(grid, options).run()`."""
 
     def __init__(self, grid: Grid, options: Options):
-        self.grid, self.out = grid, Path(options.settings.out)
+        self.out = Path(options.settings.out)
+        self.grid = grid = grid if options.share else replace(grid, name=f"{grid.name}{ALONE}")
+        self.options = options = replace(options, settings=replace(options.settings, share=options.share))
         self.folder = self.out / "studies" / grid.name
-        held = read_json(self.folder / "grid.json") or {}
+        held = read_json(self.folder / "grid.json") or read_json(self.out / "studies" / grid.name.removesuffix(ALONE) / "grid.json") or {}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.threads = options.threads or held.get("threads") or max(1, cores // max(1, options.jobs))
-        self.options = options
         check_analysis(grid)
         with self.as_workers():
             self.courses: dict[str, Course] = courses(grid, options.settings)
-        self.tree: Tree = tree_of(self.courses, share=options.share)
+        self.bench, self.ends = bench.is_bench(grid), ends(grid.cells)
+        self.ladders = Ladders(grid, self.courses, self.folder)
+        self._tree: tuple[Any, Tree] | None = None
+        self.ladders.settle(self.finished(), self.diverged())
+        with self.as_workers():
+            self.packs = packs_for(grid, self.tree, options.pack, self.options.settings, held.get("packs") or ())
+        if self.packs.note:
+            self.grid = replace(self.grid, notes=(*self.grid.notes, self.packs.note))
 
     @contextlib.contextmanager
     def as_workers(self) -> Iterator[None]:
@@ -82,54 +102,55 @@ class Drive:
 
     def finished(self) -> Results:
         """Results that the store has."""
+        if self.bench:
+            return bench.measured(self.grid, self.courses, self.folder, self.options.steps)
         found = {}
         for cell in self.grid.distinct:
             for seed in self.grid.seeds:
-                result = Record(self.out, cell.recipe, seed, self.options.settings.precision).result
-                if result:
+                result = self._record(cell.name, seed).result
+                if result and self._compared(cell.name, seed):
                     found[cell.name, seed] = result
         return found
 
+    def _record(self, name: str, seed: int) -> Record:
+        return Record(self.out, self.grid.cell(name).recipe, seed, self.options.settings.variant)
+
+    def _compared(self, name: str, seed: int) -> bool:
+        """What its sweep selects by has been measured."""
+        held = read_json(record_file(self.folder, name, seed, 0)) if name in self.ends else None
+        return name not in self.ends or bool(held) and set(self.ends[name]) <= set(held["metrics"]) and held["key"] == self.courses[name].key
+
     def diverged(self) -> Lost:
-        """Runs that are known to diverge: another try would end alike. They are forgotten where the cell has another key."""
-        held = {} if self.options.again else read_json(self.folder / "diverged.json") or {}
-        return {(cell, seed): Failure(cell, seed, found[seed_text]["why"], diverged=True, exit_code=3)
-                for cell, found in held.items() if cell in self.courses for seed in self.grid.seeds
-                if (seed_text := str(seed)) in found and found[seed_text]["key"] == self.courses[cell].key}
+        return known(self.folder, self.grid, self.courses) if not self.options.again else {}
 
-    def tasks(self, done: set[tuple[str, int]], tags: Any = lambda cell, seed: {}) -> list[Task]:
-        """Everything else as tasks, the prefixes first."""
+    def tasks(self, done: set[tuple[str, int]], tags: Any = lambda cell, seed: {}, number: int | None = None) -> list[Task]:
+        """Everything else as tasks, the prefixes first. `number`: of the round that takes the points of sweeps to their next rungs; None: to the end."""
         files = {cell.name: self._file(cell) for cell in self.grid.distinct}
-        found: list[Task] = []
-        for seed in self.grid.seeds:
-            found += self._of_stems(seed, done, files, tags)
-        return found
+        if self.bench:
+            return list(bench.tasks(self.grid.distinct, self.grid.seeds, done, files, self._settings(), self.courses, self.folder, self.options.steps))
+        gone = {(name, seed) for name in self.ladders.dropped for seed in self.grid.seeds}
+        rungs = self.ladders.wanted(number) if number is not None else None
+        maker = Maker(self.grid, self.courses, self.tree_to(number), files, self._settings(), tags, rungs, self._more)
+        return packed((task for seed in self.grid.seeds for task in maker.of_seed(seed, done | gone)), self.packs)
 
-    def _of_stems(self, seed: int, done: set[tuple[str, int]], files: dict[str, str], tags: Any) -> Iterator[Task]:
-        """Depth first; what only one cell still needs is that cell's own business."""
-        waiting = [(stem, "", 0) for stem in self.tree.stems[::-1]]
-        while waiting:
-            stem, after, behind = waiting.pop()
-            missing = [name for name in stem.cells if (name, seed) not in done]
-            if len(missing) > 1:
-                task = self._prefix(stem, seed, after, behind, files, missing)
-                yield task
-                after, behind = task.id, stem.last
-            if len(stem.cells) > 1 and missing:
-                waiting += [(child, after, behind) for child in stem.children[::-1]]
-            for name in stem.ends:
-                if name in missing:
-                    cell = self.grid.cell(name)
-                    spec = {"kind": "run", "recipe": files[name], "name": cell.recipe.name, "seed": seed, "settings": self._settings(), "tags": tags(cell, seed)}
-                    yield Task(f"{name}/s{seed}", "run", f"{name}, seed {seed}", spec, after, self.tree.lengths[name] - behind, name, seed)
+    def tree_to(self, number: int | None = None) -> Tree:
+        """The tree of what is trained: points end where they were dropped, and at the rung with this number."""
+        lengths = self.ladders.lengths(number)
+        return tree_of({name: replace(course, tokens=course.tokens[:lengths[name]]) for name, course in self.courses.items()}, share=self.options.share)
 
-    def _prefix(self, stem: Stem, seed: int, after: str, behind: int, files: dict[str, str], missing: list[str]) -> Task:
-        host, *others = missing
-        guests = [(files[n], self.grid.cell(n).recipe.name) for n in others if self.courses[n].passive]
-        spec = {"kind": "prefix", "recipe": files[host], "name": self.grid.cell(host).recipe.name, "seed": seed, "until": stem.last,
-                "guests": guests, "settings": {**self._settings(), "track": False}}
-        return Task(f"1-{stem.last} of {host}/s{seed}", "prefix", f"epochs {behind + 1}-{stem.last} of {len(missing)} cells, seed {seed}", spec, after,
-                    stem.last - behind)
+    @property
+    def tree(self) -> Tree:
+        lengths = tuple(self.ladders.lengths().items())
+        if self._tree is None or self._tree[0] != lengths:
+            self._tree = (lengths, self.tree_to())
+        return self._tree[1]
+
+    def _more(self, name: str, seed: int, epoch: int) -> dict[str, Any]:
+        """What a sweep's points are judged by on held-out images, and where that is kept."""
+        measures = self.ladders.measures(name) if epoch else self.ends.get(name, ())
+        at = epoch or len(self.courses[name].tokens)
+        record = str(record_file(self.folder, name, seed, epoch).absolute())
+        return {"measures": list(measures), "record": record, "key": self.ladders.key(name, at)} if measures else {}
 
     def _settings(self) -> dict[str, Any]:
         s = self.options.settings
@@ -155,25 +176,27 @@ class Drive:
         """The Summary. Errors: ComposerError; Stopped after a signal, with everything kept."""
         from composer.ablate.summary import summarise
         from composer.report.ablation.write import write_all
-        from composer.track_grid import close_grid
+        from composer.track_grid import close_grid, link_kept
 
         began = time.monotonic()
         results, lost = self.finished(), self.diverged()
-        missing = any((c.name, s) not in results and (c.name, s) not in lost for c in self.grid.distinct for s in self.grid.seeds)
+        missing = any((c.name, s) not in results and (c.name, s) not in lost for c in self.grid.distinct for s in self.grid.seeds
+                      if c.name not in self.ladders.dropped)
         held = {} if missing else read_json(self.folder / "results.json") or {}
         if held and (same := self._as_held(held, results, lost)):
             return same
         self._note()
         parent, status = self._open(), "KILLED"
+        link_kept(parent, {self._record(*pair).folder: pair for pair in results if not self.bench})
         try:
             results, failed = self._launch(parent, results, lost)
             outcome = self._outcome(results, failed, held.get("seconds") or time.monotonic() - began)
             summary = summarise(self.grid, outcome, self.out, mlflow_parent_run_id=parent.run_id)
             write_all(summary, self.folder)
-            self._slim(results)
+            slim(self.out, self.tree, [self._record(cell, seed) for cell, seed in results])
             status = "FINISHED" if results else "FAILED"
         finally:
-            folders = [Record(self.out, c.recipe, s, self.options.settings.precision).folder for c in self.grid.distinct for s in self.grid.seeds]
+            folders = [self._record(c.name, s).folder for c in self.grid.distinct for s in self.grid.seeds]
             close_grid(parent, self.folder, {}, status, children=[f for f in folders if f.is_dir()])
         return summary
 
@@ -195,52 +218,61 @@ class Drive:
         def tags(cell: Cell, seed: int) -> dict[str, str]:
             return child_tags(parent, cell.name, seed, {t: t not in cell.off for t in self.grid.toggles})
 
-        tasks = self.tasks({*results, *lost}, tags)
         o = self.options
-        try:
-            if tasks:
-                launching = LaunchOptions(folder=self.folder, jobs=o.jobs, address=o.address, gpus_per_run=o.gpus_per_run, threads=self.threads,
-                                          retries=o.retries, env=o.env, sys_path=o.sys_path, quiet=o.quiet, title=self.grid.name)
-                self._take(tasks, launch(tasks, WORK, launching), results, lost)
-        except Stopped as stop:
-            self._take(tasks, getattr(stop, "answers", {}), results, lost)
-            raise
-        finally:
-            self._keep_diverged(lost)
+        jobs = min(o.jobs, 1) if self.bench else o.jobs             # times are of a cell alone
+        launching = LaunchOptions(folder=self.folder, jobs=jobs, address=o.address, gpus_per_run=o.gpus_per_run, threads=self.threads,
+                                  retries=o.retries, env=o.env, sys_path=o.sys_path, quiet=o.quiet)
+        for number in (*range(self.ladders.settled, self.ladders.rounds), None):        # a round decides what the next one's tasks are
+            title = self.grid.name if number is None else f"{self.grid.name}, to rung {number + 1} of {self.ladders.rounds}"
+            tasks = self.tasks(self._behind(number, results, lost), tags, number)
+            try:
+                if tasks:
+                    self._take(tasks, launch(tasks, WORK, replace(launching, title=title)), results, lost)
+            except Stopped as stop:
+                self._take(tasks, getattr(stop, "answers", {}), results, lost)
+                if isinstance(stop, Died):
+                    wanted = {(c.name, s) for c in self.grid.distinct for s in self.grid.seeds if c.name not in self.ladders.dropped}
+                    raise Died(stop.because, stop.answers, len(wanted & set(results)), len(wanted)) from None
+                raise
+            finally:
+                note(self.folder, self.grid, self.courses, lost)
+            self.ladders.settle(results, lost)
         return results, list(lost.values())
 
-    def _take(self, tasks: Sequence[Task], answers: Mapping[str, Mapping[str, Any]], results: Results, lost: Lost) -> None:
-        for task in (t for t in tasks if t.kind == "run" and t.id in answers):
-            answer = answers[task.id]
-            if "result" in answer:
-                results[task.cell, task.seed] = answer["result"]
-            else:
-                why = answer["failed"]
-                lost[task.cell, task.seed] = Failure(task.cell, task.seed, why["why"], bool(why.get("diverged")), int(why.get("exit_code") or 1))
+    def _behind(self, number: int | None, results: Results, lost: Lost) -> set[tuple[str, int]]:
+        """What needs no task in this round."""
+        rungs = self.ladders.wanted(number) if number is not None else {}
+        judged = {(name, seed) for name, epoch in rungs.items() for seed in self.grid.seeds if self.ladders.judged(name, seed, epoch) is not None}
+        return {*results, *lost, *judged}
 
-    def _keep_diverged(self, lost: Lost) -> None:
-        """Beside those of other seeds and cells, which an earlier call may have run."""
-        asked = {(cell.name, seed) for cell in self.grid.cells for seed in self.grid.seeds}
-        held = {cell: {seed: why for seed, why in found.items() if (cell, int(seed)) not in asked}
-                for cell, found in (read_json(self.folder / "diverged.json") or {}).items()}
-        for failure in lost.values():
-            if failure.diverged:
-                held.setdefault(failure.cell, {})[str(failure.seed)] = {"key": self.courses[failure.cell].key, "why": failure.why}
-        atomic.write_json(self.folder / "diverged.json", {cell: found for cell, found in held.items() if found})
+    def _take(self, tasks: Sequence[Task], answers: Mapping[str, Mapping[str, Any]], results: Results, lost: Lost) -> None:
+        for task in (t for t in tasks if t.kind != "prefix" and t.id in answers):
+            for seed, answer in answers_of(task, answers[task.id]).items():
+                if "result" in answer:
+                    results[task.cell, seed] = answer["result"]
+                elif "failed" in answer:
+                    why = answer["failed"]
+                    lost[task.cell, seed] = Failure(task.cell, seed, why["why"], bool(why.get("diverged")), int(why.get("exit_code") or 1))
 
     def _outcome(self, results: Results, failed: list[Failure], seconds: float) -> Outcome:
         seeds = len(self.grid.seeds)
         foreign, unfit = external_results(self.grid, self.options.settings)
-        return Outcome({**results, **foreign}, (*failed, *unfit), self.tree.trained * seeds, self.tree.unshared * seeds, self.tree.common(), self.tree.forks, seconds)
+        if self.bench:
+            return Outcome({**results, **foreign}, (*failed, *unfit), seconds=seconds)
+        gone, tree = self.ladders.dropped, self.tree
+        kept = {pair: result for pair, result in results.items() if pair[0] not in gone}
+        return Outcome({**kept, **foreign}, (*failed, *unfit), tree.trained * seeds, tree.unshared * seeds, tree.common(), tree.forks, seconds,
+                       self.ladders.plain())
 
     def _note(self) -> None:
         """What this grid is, before anything runs; `composer runs` counts by it what the store still needs."""
         grid = self.grid
         cells = [{"name": c.name, "off": list(c.off), "same_as": c.same_as, "recipe": c.recipe.name, "experiment_id": c.recipe.experiment_id,
-                  "runs": [Record(self.out, c.recipe, s, self.options.settings.precision).name for s in grid.seeds]} for c in grid.cells]
+                  "runs": [self._record(c.name, s).name for s in grid.seeds]} for c in grid.cells]
         atomic.write_json(self.folder / "grid.json", {
             "name": grid.name, "design": grid.design, "toggles": list(grid.toggles), "seeds": list(grid.seeds), "base": grid.base, "threads": self.threads,
-            "share": self.options.share, "command": list(self.options.command), "notes": list(grid.notes), "cells": cells})
+            "share": self.options.share, "packs": [list(pack) for pack in self.packs.seeds], "command": list(self.options.command), "notes": list(grid.notes),
+            "cells": cells})
 
     def _open(self) -> Any:
         from composer.track_grid import open_grid
@@ -252,24 +284,6 @@ class Drive:
         return open_grid(self.out, grid.name, {**params, **ids, **keys}, {"design": grid.design}, folder=self.folder,
                          experiment=grid.cells[0].recipe.name if grid.design != "study" else grid.name, enabled=settings.track)
 
-    def _slim(self, results: Mapping[tuple[str, int], dict[str, Any]]) -> None:
-        """Only leaves and forks keep their checkpoints, forks of other grids too; other stretches keep their curves."""
-        from composer.ablate.work import FORK
-        from composer.engine import checkpoint
-        from composer.engine.walk import lineage
-
-        forks = {stem.last for stem in self.tree.walk() if len(stem.cells) > 1}
-        for cell, seed in results:
-            record = Record(self.out, self.grid.cell(cell).recipe, seed, self.options.settings.precision)
-            last = (record.facts.get("nodes") or [{}])[-1].get("folder")
-            if not last or not (self.out / "nodes" / last).is_dir():
-                continue
-            for folder in lineage(self.out / "nodes" / last)[:-1]:
-                epochs = (read_json(folder / "key.json") or {}).get("epochs") or [0, 0]
-                if epochs[1] not in forks and not (folder / FORK).exists():
-                    for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
-                        (folder / name).unlink(missing_ok=True)
-
 
 def check_jobs(options: Options) -> None:
     """Errors: ComposerError for numbers and words that mean nothing, and for a device that is not there."""
@@ -279,6 +293,7 @@ def check_jobs(options: Options) -> None:
     if precision not in PRECISIONS:
         raise ComposerError(f"--precision {precision}", where="command line", fix=f"one of {', '.join(PRECISIONS)}")
     pick_device(options.settings.device)
-    for flag, value in (("--jobs", options.jobs), ("--threads", options.threads), ("--gpus-per-run", options.gpus_per_run), ("--retries", options.retries)):
-        if value < 0:
-            raise ComposerError(f"{flag} {value}", where="command line", fix="at least 0")
+    for flag, value, least in (("--jobs", options.jobs, 0), ("--threads", options.threads, 0), ("--gpus-per-run", options.gpus_per_run, 0),
+                               ("--retries", options.retries, 0), ("--steps", options.steps, bench.BLOCKS)):
+        if value < least:
+            raise ComposerError(f"{flag} {value}", where="command line", fix=f"at least {least}")

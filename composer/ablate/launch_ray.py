@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,8 @@ from composer import atomic
 from composer.ablate import progress
 from composer.ablate.forest import Forest, failed
 from composer.ablate.local import THREADS, WAIT_FOR_OTHERS, Report, call, progress_file, settle, spec_of
-from composer.ablate.stop import Stop
+from composer.ablate.pulse import Pulse, temporary_folder
+from composer.ablate.stop import Died, Stop
 from composer.ablate.types import Task
 from composer.errors import ComposerError
 
@@ -36,7 +36,6 @@ QUICK = 0.1                     # seconds: tasks shorter than this queue inside 
 QUEUE = 16                      # that many a place
 ANSWER = 10.0                   # seconds that a cluster has to answer at its address
 OBJECTS = 80 * 2**20            # bytes of Ray's object store: answers are small, weights go through files
-SOCKETS = 40                    # characters a folder for Ray's sockets may have; the system allows 107 for the whole path
 # No statistics sent; no copy of the project where the driver was begun by `uv run`; no GPU for a task that asked for none; and no remarks of
 # Ray's on lost workers, which would go to stdout: the board tells of those. Workers as eager as a run without Ray.
 HABITS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
@@ -137,18 +136,6 @@ def _apart_from_our_signals() -> Iterator[None]:
         _apart["wanted"] = False
 
 
-def temporary_folder() -> Path:
-    """A folder for Ray's sockets and logs with a short name. Those of drivers that were killed are removed first."""
-    base = Path(tempfile.gettempdir())
-    if len(str(base)) > SOCKETS:
-        base = Path("/tmp")
-    for old in base.glob("composer-ray-*-*"):
-        pid = old.name.split("-")[2]
-        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"composer-ray-{os.getpid()}-", dir=base))
-
-
 def places(resources: Mapping[str, float], options: LaunchOptions) -> int:
     """Tasks that fit on a cluster at once: by cores, by GPUs (a share does not cross GPUs), and no more than `jobs`."""
     found = int(resources.get("CPU", 0) / options.cores + 1e-6)
@@ -169,6 +156,7 @@ class _Driver:
         kind = {"num_cpus": options.cores, "num_gpus": options.gpus_per_run, "max_retries": 0, "max_calls": limit}
         self.remote = ray.remote(**kind)(call).options(runtime_env={"env_vars": environment(options)})
         self.flying: dict[Any, Task] = {}
+        self.pulse = Pulse(ray)
         self.attempts: dict[str, int] = {}
         self.later: list[tuple[float, Task]] = []
         self.free, self._looked, self._polled = 0, -PLACES, 0.0
@@ -187,12 +175,22 @@ class _Driver:
         """Errors: ComposerError where no task will ever fit."""
         end = time.monotonic() + (JOIN if self.options.address else 0)
         while not self._places() and not self.stop.reason:
+            self._check()
             if time.monotonic() >= end:
                 has = {k: v for k, v in self.ray.cluster_resources().items() if k in ("CPU", "GPU")}
                 raise ComposerError(f"no task fits: each needs {self.options.cores:g} cores and {self.options.gpus_per_run:g} GPUs",
                                     why=f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs", fix="lower --gpus-per-run or --threads")
             time.sleep(POLL)
             self._looked = -PLACES
+
+    def _check(self, now: bool = False) -> None:
+        """Errors: Died where Ray is gone. Workers that outlive it are asked to end."""
+        why = self.pulse.why(now)
+        if why and not self.stop.reason:
+            self.stop.touch()
+            answers = self.forest.answers
+            runs = [task.id for task in self.forest.tasks.values() if task.kind == "run"]
+            raise Died(why, answers, sum("result" in answers.get(name, {}) for name in runs), len(runs))
 
     def _places(self) -> int:
         """A cluster may grow and shrink."""
@@ -237,6 +235,7 @@ class _Driver:
             self._lost(task, _first_line(error))
             return
         except errors.RayError as error:
+            self._check(now=True)
             got = {"answer": failed(f"Ray could not run it: {error}")}
         facts = {**got.get("facts", {}), "attempt": self.attempts[task.id]}
         self.seconds += (facts.get("seconds", QUICK) - self.seconds) / 4
@@ -252,6 +251,7 @@ class _Driver:
 
     def _lost(self, task: Task, why: str) -> None:
         """The worker is gone. What it had saved is there for the next one."""
+        self._check(now=True)
         self._note(task, {"attempt": self.attempts[task.id], "why": why}, "lost")
         again = self.attempts[task.id] <= self.options.retries and not self.stop.reason
         self.report.lost(task, why, again)
@@ -271,6 +271,7 @@ class _Driver:
             for task in self.flying.values():
                 self.report.at(task, progress.read(progress_file(self.folder, task)))
             self.report.tick()
+            self._check()
 
     # -- the end before the end
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from composer.ablate.bench import WARM
 from composer.ablate.describe import describe
 from composer.ablate.drive import Drive
-from composer.ablate.tree import Stem, passes_of
+from composer.ablate.tree import Stem, passes_of, tree_of
 from composer.ablate.types import Grid
 
 SHOWN = 60                # stems of the tree that a terminal shows
@@ -17,6 +19,8 @@ SHOWN = 60                # stems of the tree that a terminal shows
 def preview(drive: Drive) -> dict[str, Any]:
     """Numbers of the whole grid: {"cells", "runs", "missing", "epochs_trained", "epochs_unshared", "passes", "disk_bytes", "seconds", "gpu_hours", …}.
 
+    epochs_trained   the whole tree's, where no point of a sweep is dropped: an upper bound
+    epochs_planned   those that are trained at most when points are dropped at their rungs as planned
     seconds are of training alone, over the tasks that run at once; evaluation comes on top.
     """
     grid, tree, seeds = drive.grid, drive.tree, len(drive.grid.seeds)
@@ -24,21 +28,50 @@ def preview(drive: Drive) -> dict[str, Any]:
     with drive.as_workers():
         per_pass = seconds_per_pass(drive)
     done = {*drive.finished(), *drive.diverged()}
+    gone = drive.ladders.dropped
+    missing = sum((cell.name, seed) not in done and cell.name not in gone for cell in grid.distinct for seed in grid.seeds)
     share = left(drive, done) / max(1, tree.trained * seeds)
-    training = passes * per_pass * share
+    planned = planned_epochs(drive) * seeds
+    if drive.bench:
+        return _bench(drive, per_pass)
+    training = passes * per_pass * share * planned / max(1, tree.trained * seeds)
     at_once = max(1, drive.options.jobs)
     on_gpu = _on_gpu(drive)
     return {
         "study": grid.name, "design": grid.design, "cells": len(grid.cells), "distinct": len(grid.distinct), "seeds": list(grid.seeds),
-        "runs": seeds * len(grid.distinct), "missing": seeds * len(grid.distinct) - len(done), "epochs_trained": tree.trained * seeds,
-        "epochs_unshared": tree.unshared * seeds, "epochs_left": round(share * tree.trained * seeds), "forks": list(tree.forks), "passes": passes,
+        "runs": seeds * len(grid.distinct), "missing": missing, "epochs_trained": tree.trained * seeds, "epochs_unshared": tree.unshared * seeds,
+        "epochs_planned": planned, "epochs_left": round(share * planned), "dropped": sorted(gone), "forks": list(tree.forks), "passes": passes,
         "disk_bytes": disk(drive), "seconds_per_pass": per_pass, "seconds": training / at_once, "jobs": drive.options.jobs, "threads": drive.threads,
         "gpu_hours": training / 3600 * (drive.options.gpus_per_run or 1.0) if on_gpu else 0.0, "out": str(drive.folder)}
 
 
+def _bench(drive: Drive, per_pass: float) -> dict[str, Any]:
+    """Of a study that measures steps: no epoch is trained."""
+    grid, steps, done = drive.grid, drive.options.steps + WARM, drive.finished()
+    units = {name: course.passes[-1] / course.steps[-1] for name, course in drive.courses.items()}
+    left = [cell.name for cell in grid.distinct for seed in grid.seeds if (cell.name, seed) not in done]
+    training = sum(units[name] for name in left) * steps * per_pass
+    return {
+        "study": grid.name, "design": grid.design, "cells": len(grid.cells), "distinct": len(grid.distinct), "seeds": list(grid.seeds),
+        "runs": len(grid.seeds) * len(grid.distinct), "missing": len(left), "epochs_trained": 0, "epochs_unshared": 0, "epochs_planned": 0, "epochs_left": 0,
+        "dropped": [], "forks": [], "passes": round(sum(units.values()) * steps) * len(grid.seeds), "steps": drive.options.steps, "warm": WARM, "disk_bytes": 0,
+        "seconds_per_pass": per_pass, "seconds": training, "jobs": min(1, drive.options.jobs), "threads": drive.threads,
+        "gpu_hours": training / 3600 if _on_gpu(drive) else 0.0, "out": str(drive.folder)}
+
+
+def planned_epochs(drive: Drive) -> int:
+    """Epochs of one seed, with as many points dropped at every rung as the study says; what survivors will share is not known yet, and counted full."""
+    ladders = drive.ladders
+    sure = ladders.sure()
+    known = tree_of({name: replace(course, tokens=course.tokens[:sure[name]]) for name, course in drive.courses.items()}, share=drive.options.share)
+    return min(drive.tree.trained, known.trained + ladders.beyond())
+
+
 def left(drive: Drive, done: set[tuple[str, int]]) -> int:
     """Epochs that are still to be trained: stems below which a run is missing."""
-    return sum(stem.epochs for seed in drive.grid.seeds for stem in drive.tree.walk() if any((name, seed) not in done for name in stem.cells))
+    gone = drive.ladders.dropped
+    return sum(stem.epochs for seed in drive.grid.seeds for stem in drive.tree.walk()
+               if any((name, seed) not in done and name not in gone for name in stem.cells))
 
 
 def disk(drive: Drive) -> int:
@@ -87,7 +120,14 @@ def renderables(drive: Drive, numbers: Mapping[str, Any]) -> list[Any]:
     """The cells, the tree and the numbers, for rich."""
     from rich.text import Text
 
-    lines = [f"{numbers['epochs_trained']:,} epochs are trained, {numbers['epochs_unshared']:,} without sharing; {numbers['epochs_left']:,} of them are left",
+    if drive.bench:
+        lines = [(f"a bench: {numbers['steps']} steps of each cell are timed after {numbers['warm']} that are not counted, one cell at a time; nothing is trained to "
+                 "its end and nothing is judged"), f"about {_span(numbers['seconds'])} for the {numbers['missing']} measurements that are left, from a step measured now"]
+        return [*describe(drive.grid), Text(""), *map(Text, lines)]
+    drops = drive.ladders.rounds > 0
+    lines = [f"at most {numbers['epochs_planned']:,} epochs are planned: points of sweeps are dropped at their rungs"] if drops else []
+    lines += [(f"{numbers['epochs_trained']:,} epochs {'if nothing more were dropped' if drops else 'are trained'}, {numbers['epochs_unshared']:,} without sharing; "
+              f"{numbers['epochs_left']:,} {'of the planned ones ' if drops else 'of them '}are left"),
              f"{numbers['passes']:,} passes (forwards, input and weight gradients, in batches)",
              f"about {_bytes(numbers['disk_bytes'])} of checkpoints under {numbers['out']}",
              f"about {_span(numbers['seconds'])} of training left with {_jobs(numbers)}, from a step measured now; evaluation comes on top"]

@@ -26,20 +26,22 @@ ROWS = 12            # running tasks that are listed
 
 @dataclass(frozen=True)
 class Facts:
-    """What a task last told: `epoch` of `of` are done, counted from the beginning of the run; `stage` in a word ("train", "aa 300/1000")."""
+    """What a task last told: `epoch` of `of` are done, counted from the beginning of the run, `since` of them before this attempt; `stage` in a
+    word ("train", "aa 300/1000")."""
 
     epoch: int = 0
     of: int = 0
     stage: str = ""
+    since: int = 0
 
 
-def tell(path: Path | str, epoch: int = 0, of: int = 0, stage: str = "") -> None:
+def tell(path: Path | str, epoch: int = 0, of: int = 0, stage: str = "", since: int = 0) -> None:
     """Write where a task is: whole or not at all, without waiting for the disk. A full disk does not end a training for it."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps({"epoch": epoch, "of": of, "stage": stage}))
+        beside.write_text(json.dumps({"epoch": epoch, "of": of, "stage": stage, "since": since}))
         os.replace(beside, path)
 
 
@@ -47,7 +49,7 @@ def read(path: Path | str) -> Facts | None:
     """What was told last; None where nothing was, or nothing that can be read."""
     try:
         told = json.loads(Path(path).read_text())
-        return Facts(int(told.get("epoch", 0)), int(told.get("of", 0)), str(told.get("stage", "")))
+        return Facts(int(told.get("epoch", 0)), int(told.get("of", 0)), str(told.get("stage", "")), int(told.get("since", 0)))
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 
@@ -60,15 +62,22 @@ class Running:
     attempt: int
     began: float
     facts: Facts | None = None
-    base: int | None = None          # epochs of its own it had behind it when it first told: a checkpoint's, not this attempt's
     note: str = ""
 
     @property
     def trained(self) -> int:
         """Epochs of its own that are behind it."""
-        if self.facts is None or not self.facts.of:
-            return 0
-        return max(0, min(self.task.epochs, self.task.epochs - (self.facts.of - self.facts.epoch)))
+        return self._own(self.facts.epoch) if self.facts else 0
+
+    @property
+    def base(self) -> int:
+        """Epochs of its own that it had behind it when this attempt began: a checkpoint's."""
+        return self._own(self.facts.since) if self.facts else 0
+
+    def _own(self, epoch: int) -> int:
+        """Of the task's epochs, the last ones of its run, as many as end by this one."""
+        assert self.facts is not None
+        return max(0, min(self.task.epochs, self.task.epochs - (self.facts.of - epoch))) if self.facts.of else 0
 
 
 class Board:
@@ -97,11 +106,8 @@ class Board:
     def at(self, task: Task, facts: Facts | None) -> None:
         """Where a running task is."""
         row = self.running.get(task.id)
-        if row is None or facts is None:
-            return
-        row.facts = facts
-        if row.base is None and facts.of:
-            row.base = row.trained if facts.stage == "resumed" else 0
+        if row is not None and facts is not None:
+            row.facts = facts
 
     def done(self, task: Task, answer: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """A task has its final answer."""
@@ -110,7 +116,7 @@ class Board:
         self.epochs_done += task.epochs
         trouble = answer.get("failed")
         if trouble is None:
-            self.epochs_trained += task.epochs - (row.base or 0) if row and row.facts and row.facts.of else 0
+            self.epochs_trained += task.epochs - row.base if row and row.facts and row.facts.of else 0
             self._line(f"done {self.finished}/{self.total}  {task.title or task.id}  {span(facts.get('seconds', 0))}", *self.facts())
             return
         self.failed += 1
@@ -153,7 +159,7 @@ class Board:
     @property
     def pace(self) -> float | None:
         """Epochs a second over all workers."""
-        trained = self.epochs_trained + sum(row.trained - (row.base or 0) for row in self.running.values())
+        trained = self.epochs_trained + sum(row.trained - row.base for row in self.running.values())
         spent = time.monotonic() - self.began if self.began is not None else 0.0
         return trained / spent if trained > 0 and spent > 0 else None
 

@@ -15,6 +15,15 @@ from composer.ablate.forest import Answer
 from composer.errors import Stopped
 
 
+class Died(Stopped):
+    """Ray itself is gone: no task is to blame, and what was done is kept. `answers`: those that came before."""
+
+    def __init__(self, why: str, answers: Mapping[str, Answer], kept: int, total: int):
+        super().__init__(f"Ray died: {why}; run the same command again, {kept} of {total} runs are kept", why="workers leave checkpoints as they train",
+                         fix="if it happens again: fewer --jobs (memory), or --jobs 0, which works without Ray")
+        self.because, self.answers, self.exit_code = why, dict(answers), 75
+
+
 class Stop:
     """SIGTERM and Ctrl-C as a wish; a second Ctrl-C does not wait. It is handed on through a file: a signal reaches one process, the file all,
     on every machine.
@@ -44,6 +53,10 @@ class Stop:
 
     def ask(self, reason: str) -> None:
         self.reason = self.reason or reason
+        self.touch()
+
+    def touch(self) -> None:
+        """Tell it to all processes."""
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.touch()

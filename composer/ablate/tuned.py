@@ -12,8 +12,8 @@ from composer.ablate.names import named
 from composer.ablate.types import Grid
 
 
-def tuned_grid(grid: Grid, options: Options, trials: int) -> Grid:
-    """The grid with every distinct cell at the best of its trials. Errors: those of a sweep; ComposerError where a tuning is cut short."""
+def tuned_grid(grid: Grid, options: Options, trials: int, epochs: int = 0) -> Grid:
+    """The grid with every distinct cell at the best of its trials. `epochs`: of a trial; 0: as many as the cell's own run. Errors: those of a sweep; ComposerError where a tuning is cut short."""
     from composer.search.options import SweepOptions
     from composer.search.tune import tune
 
@@ -21,7 +21,7 @@ def tuned_grid(grid: Grid, options: Options, trials: int) -> Grid:
                           settings=replace(options.settings, quiet=True))
     found, said = {}, []
     for cell in grid.distinct:
-        done = tune(cell.recipe, replace(search, name=f"{grid.name}-tune-{len(found)}"), seeds=grid.seeds)
+        done = tune(cell.recipe, replace(search, name=f"{grid.name}-tune-{len(found)}"), seeds=grid.seeds, epochs=epochs or None)
         found[cell.name] = done.recipe
         values = ", ".join(f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}" for path, value in done.values.items())
         said.append(f"{cell.name} is tuned: {values} (the best of {done.trials} trials of {done.epochs} epochs, {done.metric}, seed {done.seed})")

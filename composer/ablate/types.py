@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from composer.recipe.recipe import Recipe
@@ -60,8 +61,12 @@ class Grid:
     notes: tuple[str, ...] = ()
     tuned: str = ""
 
+    @cached_property
+    def _named(self) -> dict[str, Cell]:
+        return {cell.name: cell for cell in self.cells}
+
     def cell(self, name: str) -> Cell:
-        return next(c for c in self.cells if c.name == name)
+        return self._named[name]
 
     @property
     def distinct(self) -> tuple[Cell, ...]:
@@ -73,19 +78,21 @@ class Grid:
 class Task:
     """One piece of work for one process; it starts when `after` is done.
 
-    kind    "prefix": train epochs that several cells share, up to the fork; "run": train the rest of one cell, evaluate, record
+    kind    "prefix": train epochs that several cells share, up to the fork; "run": train the rest of one cell, evaluate, record; "rung": train a
+            sweep's point to a rung and judge it on held-out images; "bench": measure a cell's steps
     spec    JSON-able arguments of `composer.ablate.work.work`
     epochs  that it trains beyond what `after` has trained (for the progress display)
     """
 
     id: str
-    kind: Literal["prefix", "run"]
+    kind: Literal["prefix", "run", "rung", "bench"]
     title: str                                    # "-ema, seed 2", "epochs 1-16 of 5 cells, seed 0"
     spec: Mapping[str, Any]
     after: str = ""
     epochs: int = 0
     cell: str = ""
     seed: int = 0
+    seeds: tuple[int, ...] = ()                   # of a task that trains several together (`packs`)
 
 
 @dataclass(frozen=True)
@@ -110,3 +117,4 @@ class Outcome:
     epochs_common: Mapping[str, int] = field(default_factory=dict)     # cell -> epochs it shares with at least one other cell
     fork_epochs: tuple[int, ...] = ()                                  # the epochs after which cells part; one: all fork together
     seconds: float = 0.0
+    sweeps: tuple[Mapping[str, Any], ...] = ()                         # rows whose points are dropped at rungs, as `rungs.Ladders.plain` says them

@@ -16,27 +16,35 @@ class Watch:
     """Tells the progress file at every epoch's end."""
 
     def __init__(self, spec: Mapping[str, Any], epochs: int):
-        self.file, self.of = spec.get("progress_file", ""), epochs
+        self.file, self.of, self.since = spec.get("progress_file", ""), epochs, 0
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         self.tell(epoch, "train" if epoch < self.of else "evaluate")
+
+    def resumed(self, epoch: int) -> None:
+        """Epochs that were there already: another attempt's, or another task's."""
+        self.since = epoch
+        self.tell(epoch, "resumed" if epoch < self.of else "evaluate")
 
     def tell(self, epoch: int, stage: str) -> None:
         from composer.ablate.progress import tell
 
         if self.file:
-            tell(self.file, epoch, self.of, stage)
+            tell(self.file, epoch, self.of, stage, self.since)
 
     def stop(self) -> str:
         return ""
 
 
 def work(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Do a task: {"result": …} of a run, {"node": …} of a prefix.
+    """Do a task: {"result": …} of a run, {"node": …} of a prefix, {"rung": …} of a sweep's point on its way.
 
-    spec   kind, recipe (a file), name, seed, settings; until and guests of a prefix; tags of a run; stop_file, progress_file
+    spec   kind, recipe (a file), name, seed, settings; until and guests of a prefix; tags of a run; measures, record and key of what a sweep
+           compares on held-out images; stop_file, progress_file
     Errors: as those of a run (Diverged, Stopped, …).
     """
+    from composer.ablate.bench import bench
+    from composer.ablate.rungs import judge_end, judge_rung
     from composer.engine.prefix import train_prefix
     from composer.engine.run import run
 
@@ -45,12 +53,23 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
     epochs = spec.get("until") or recipe.segments()[-1].last
     watch = Watch(spec, epochs)
     watch.tell(0, "start")
+    if spec.get("seeds"):
+        from composer.ablate.packs import work_packed
+
+        return work_packed(spec, recipe, [load_cell(file, name) for file, name in spec.get("guests", ())], settings, watch, FORK)
     if spec["kind"] == "prefix":
         guests = [load_cell(file, name) for file, name in spec["guests"]]
         trained = train_prefix(recipe, seed=spec["seed"], until=spec["until"], guests=guests, settings=settings, observer=watch)
         atomic.write_text(settings.out / "nodes" / trained["node"] / FORK, "")
         return trained
-    return {"result": run(recipe, seed=spec["seed"], settings=settings, tags=dict(spec.get("tags") or {}), observer=watch)}
+    if spec["kind"] == "bench":
+        return {"result": bench(spec, recipe, settings)}
+    if spec["kind"] == "rung":
+        return judge_rung(spec, recipe, settings, watch)
+    result = run(recipe, seed=spec["seed"], settings=settings, tags=dict(spec.get("tags") or {}), observer=watch)
+    if spec.get("measures"):
+        judge_end(spec, recipe, settings, result)
+    return {"result": result}
 
 
 def load_cell(file: str, name: str) -> Any:

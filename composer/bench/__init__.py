@@ -8,5 +8,6 @@
     pruned/        the same arithmetic by hand, without them
     subject.py     the engine's own step on the same network and batch
     run.py         `composer bench`: all of it, with a verdict; gpu.py adds seconds per epoch on a CUDA device
+    attacks.py     AutoAttack, exact and fast, beside a direct call of the library; selection.py what validation costs
     machine.py     what it was measured on
 """

@@ -107,6 +107,13 @@ class PassCounter(TorchDispatchMode):
         return result
 
     def _convolution(self, name: str, args: tuple[Any, ...], result: Any) -> None:
+        if name == "_convolution_pointwise" and hasattr(args[1], "product"):       # a prepared weight (models/packed_layer.py) says what it stands for
+            kind, shape = args[1].product
+            if shape == self.witness.shape:
+                self._add(kind, len(args[0]))
+            return
+        if name.startswith("_reorder"):                                            # a preparation, no product
+            return
         if name in CONVOLUTION_BACKWARD and tuple(args[2].shape) == self.witness.shape:
             for kind, wanted in zip(("dgrad", "wgrad"), args[-1], strict=False):
                 if wanted:

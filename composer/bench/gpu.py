@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -36,25 +37,26 @@ def synthetic(shape: tuple[int, int, int] = SHAPE, images: int = IMAGES, classes
 
 
 def epochs(device: torch.device | str, *, whole: bool = False, recipes: tuple[str, ...] = RECIPES, setting: str = SETTING,
-           precisions: tuple[str, ...] = PRECISIONS, dataset: DataSet | None = None, sets: tuple[str, ...] = (), steps: int = 50,
+           precisions: tuple[str, ...] = PRECISIONS, backends: tuple[str, ...] = ("eager",), dataset: DataSet | None = None, sets: tuple[str, ...] = (), steps: int = 50,
            warmup: int = 10, say: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
-    """Each recipe at each precision, on the setting's network, threat, batch and augmentation."""
+    """Each recipe at each precision on each backend, on the setting's network, threat, batch and augmentation."""
     device = torch.device(device)
     dataset = dataset if dataset is not None else synthetic()
     rows = []
     for name in recipes:
         recipe = load(name, setting=setting, sets=[f"train.lr={LR}", *sets])
-        for precision in precisions:
+        for precision, backend in product(precisions, backends):
             with numerics(precision):
-                rows.append(epoch(recipe, dataset, device, precision, None if whole else steps, warmup))
+                rows.append(epoch(recipe, dataset, device, precision, None if whole else steps, warmup, backend))
             say(epoch_text(rows[-1]))
     return rows
 
 
-def epoch(recipe: Any, dataset: DataSet, device: torch.device, precision: str, steps: int | None, warmup: int) -> dict[str, Any]:
-    """One recipe at one precision. `steps` None: every step of an epoch."""
+def epoch(recipe: Any, dataset: DataSet, device: torch.device, precision: str, steps: int | None, warmup: int,
+          backend: str = "eager") -> dict[str, Any]:
+    """One recipe at one precision on one backend. `steps` None: every step of an epoch. Compiling and recording fall into the warm-up."""
     model = build_model(recipe.model, dataset.shape, dataset.classes, seed=0)
-    session = Bench(recipe, model, dataset=dataset, device=device, precision=precision)
+    session = Bench(recipe, model, dataset=dataset, device=device, precision=precision, backend=backend)
     trainer = session.trainer()
     batches = endless(trainer, trainer.node.segment.first)
     for _ in range(warmup):
@@ -99,7 +101,8 @@ def report(recipe: Any, trainer: Any, precision: str, timed: int, seconds: list[
     step, size = statistics.median(seconds), trainer.feed.batch_size
     units, broken = plan_cost(trainer.plan).units, trainer.meter.broken()
     work = units * size * flops(trainer.net.model, trainer.session.dataset.shape)
-    return {"recipe": recipe.name, "setting": recipe.setting, "model": recipe.model.use, "precision": precision, "device": device.type,
+    return {"recipe": recipe.name, "setting": recipe.setting, "model": recipe.model.use, "precision": precision,
+            "device": device.type, "backend": trainer.session.backend.name, "backend_notes": trainer.session.backend.notes,
             "batch": size, "units": units, "steps_timed": timed, "chunks": len(seconds), "steps_of_an_epoch": trainer.feed.steps, "ms_per_step": 1e3 * step,
             "seconds_per_epoch": step * trainer.feed.steps if whole is None else whole, "images_per_second": size / step, "tflops": work / step / 1e12,
             "peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
@@ -107,7 +110,8 @@ def report(recipe: Any, trainer: Any, precision: str, timed: int, seconds: list[
 
 
 def epoch_text(r: dict[str, Any]) -> str:
-    line = (f"{r['recipe']} on {r['setting']} at {r['precision']}: {r['seconds_per_epoch']:.2f} s per epoch ({r['ms_per_step']:.1f} ms a step of {r['batch']}, "
+    line = (f"{r['recipe']} on {r['setting']} at {r['precision']}, {r['backend']}: {r['seconds_per_epoch']:.2f} s per epoch "
+            f"({r['ms_per_step']:.1f} ms a step of {r['batch']}, "
             f"median of {r['chunks']} chunks of {r['steps_timed']} steps in all; an epoch has {r['steps_of_an_epoch']}), "
             f"{r['images_per_second']:.0f} images/s, {r['tflops']:.2f} TFLOP/s")
     line += f", peak {r['peak_bytes'] / 2**30:.2f} GiB" if r["peak_bytes"] else ""

@@ -16,6 +16,7 @@ from composer.bench.timer import interleave
 from composer.plan.cost import plan_cost
 
 LIMIT = 1.05
+BATCHES = {"small_cnn": 128, "cnn28": 32, "resnet18": 4}
 PAIRS = (("mwpb_at", "at"), ("mwpb_mart", "mart"), ("mwpb_trades", "trades"), ("at_ours", "at"), ("trades_ours", "trades"), ("mart_ours", "mart"),
          ("at_nmse", "at"), ("piat", "at"), ("piat_nmse", "at"), ("mail_at", "at"), ("mail_trades", "trades"), ("gairat", "at"), ("seat", "at"),
          ("approx_emr_at", "at"))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from composer.bench.nets import CLASSES, batch, net
+from composer.engine.backend import Backend, resolve
 from composer.engine.feed import Batch
 from composer.engine.net import Net
 from composer.engine.session import Node, Session, Settings, set_numerics
@@ -44,7 +45,7 @@ class Bench(Session):
     """
 
     def __init__(self, recipe: Any, model: nn.Module, *, batch_size: int = 0, dataset: Any = None, device: torch.device | str = "cpu",
-                 seed: int = 0, precision: str = "fp32", layout: Layout = "auto", shape: tuple[int, ...] = ()):
+                 seed: int = 0, precision: str = "fp32", layout: Layout = "auto", shape: tuple[int, ...] = (), backend: Backend | str = "eager"):
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.batch_size = batch_size or recipe.train.batch_size
         self.dataset = dataset if dataset is not None else SimpleNamespace(classes=CLASSES, train=range(self.batch_size), extra=None, shape=shape)
@@ -54,6 +55,7 @@ class Bench(Session):
             self.net.channels_last = False
             self.net.model.to(memory_format=torch.contiguous_format)
         self.streams = Streams(seed, self.device)
+        self.backend = backend if isinstance(backend, Backend) else Backend(resolve(backend, self.device, self._work).name)
         self.guests: dict[str, tuple[str, ...]] = {}
         self.nodes = [Node(segment, plan, {}, "", Path("bench")) for segment, plan in plans_of(recipe, share=not self.net.stochastic)]
 

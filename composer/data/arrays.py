@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 
 from composer.data._files import broken
+from composer.data._npz import name_in, on_disk_levels, source_of
 from composer.data.sets import DataSet, Split, check_split, data_set
 from composer.errors import ComposerError
 from composer.registry import data
@@ -78,6 +80,29 @@ def to_levels(x: np.ndarray, path: Path, *, scale: float, layout: str, quantise:
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))
 
 
+def check_arrays(path: Path, keys: tuple[str, ...]) -> None:
+    """What is missing is said before anything is read or converted."""
+    for key in keys:
+        names = NAMES.get(key, (key,))
+        if zipfile.is_zipfile(path) and not name_in(path, names):
+            with zipfile.ZipFile(path) as archive:
+                has = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+            raise ComposerError(f"{path} has no array '{key}'", why=f"it has {has}", fix=f"save {', '.join(keys)} in it")
+
+
+def read_split(root: Path, path: Path, keys: tuple[str, str], *, scale: float, layout: str, quantise: bool) -> Split:
+    """Images and labels of one archive, the images in memory or on disk (composer.data.mapped)."""
+    how = [scale, layout, quantise]
+    name = name_in(path, NAMES.get(keys[0], (keys[0],)))
+    levels = partial(to_levels, path=path, scale=scale, layout=layout, quantise=quantise)
+    x = on_disk_levels(root, path, name, how, levels) if name else None
+    if x is not None:
+        (y,) = read_npz(path, keys[1:])
+        return Split(x, to_labels(y, path), source_of(path, name, how), True)
+    stored, y = read_npz(path, keys)
+    return Split(levels(stored), to_labels(y, path), source_of(path, name, how))
+
+
 def to_labels(y: np.ndarray, path: Path) -> torch.Tensor:
     import numpy as np
 
@@ -96,8 +121,7 @@ def read_extra(root: Path, file: str, fraction: float, shape: tuple[int, int, in
     if not file:
         return None
     path = find_file(root, file, where)
-    x, y = read_npz(path, ("x", "y"))
-    split = Split(to_levels(x, path, scale=scale, layout=layout, quantise=quantise), to_labels(y, path))
+    split = read_split(root, path, ("x", "y"), scale=scale, layout=layout, quantise=quantise)
     check_split(str(path), split, shape, classes, scale)
     return split
 
@@ -115,9 +139,9 @@ def npz(root: Path, download: bool, *, file: str, classes: Annotated[int, Gt(1)]
     Paper:   own format; generated images as an extra set: Wang et al., ICML 2023
     """
     path = find_file(root, file, "[data] file")
-    x, y, x_test, y_test = read_npz(path, ("x", "y", "x_test", "y_test"))
-    train = Split(to_levels(x, path, scale=scale, layout=layout, quantise=quantise), to_labels(y, path))
-    test = Split(to_levels(x_test, path, scale=scale, layout=layout, quantise=quantise), to_labels(y_test, path))
+    check_arrays(path, ("x", "y", "x_test", "y_test"))
+    train = read_split(root, path, ("x", "y"), scale=scale, layout=layout, quantise=quantise)
+    test = read_split(root, path, ("x_test", "y_test"), scale=scale, layout=layout, quantise=quantise)
     count = classes if classes is not None else int(max(int(train.y.max()), int(test.y.max()))) + 1
     more = read_extra(root, extra, extra_fraction, tuple(train.x.shape[1:]), count, scale=scale, layout=layout, quantise=quantise)
-    return data_set("npz", train, test, count, scale=scale, extra=more, extra_fraction=extra_fraction)
+    return data_set("npz", train, test, count, scale=scale, extra=more, extra_fraction=extra_fraction, root=root)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 
 from composer.data._files import broken, downloading, missing
+from composer.data.mapped import fingerprint, kept, on_disk
 from composer.data.sets import DataSet, Split, data_set, first_per_class
 from composer.errors import ComposerError
 from composer.registry import data
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np  # imported where it is used: reading the catalogue does without
 
 TINY = ("tiny-imagenet-200", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", 248100043)
+CHUNK = 65_536
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 
 
@@ -39,18 +41,27 @@ def _decode(path: Path, size: int, mode: str, fit: str) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def read_images(paths: Sequence[Path], labels: Sequence[int], size: int, channels: int, fit: str = "crop") -> Split:
-    """Decode files into one tensor, several at a time."""
+def read_images(paths: Sequence[Path], labels: Sequence[int], size: int, channels: int, fit: str = "crop", root: Path | None = None) -> Split:
+    """Decode files into one tensor, several at a time; with a `root` it may be one on disk, which is filled once."""
     import numpy as np
 
-    x = np.empty((len(paths), channels, size, size), np.uint8)
+    shape = (len(paths), channels, size, size)
 
-    def put(i: int) -> None:
-        x[i] = _decode(paths[i], size, "L" if channels == 1 else "RGB", fit)
+    def fill(x: np.ndarray) -> None:
+        def put(i: int) -> None:
+            x[i] = _decode(paths[i], size, "L" if channels == 1 else "RGB", fit)
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        list(pool.map(put, range(len(paths)), chunksize=64))
-    return Split(torch.from_numpy(x), torch.tensor(list(labels), dtype=torch.int64))
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(paths), CHUNK):                     # not a future for each of a million files at once
+                list(pool.map(put, range(start, min(start + CHUNK, len(paths))), chunksize=64))
+
+    y = torch.tensor(list(labels), dtype=torch.int64)
+    source = fingerprint(paths, ["images", size, channels, fit, list(labels)]) if root is not None else ""
+    if root is not None and on_disk(len(paths) * channels * size * size):
+        return Split(kept(root, source, shape, fill), y, source, True)
+    x = np.empty(shape, np.uint8)
+    fill(x)
+    return Split(torch.from_numpy(x), y, source)
 
 
 def class_files(folder: Path, classes: Sequence[str], inside: str = "") -> tuple[list[Path], list[int]]:
@@ -105,11 +116,11 @@ def tinyimagenet(root: Path, download: bool, *, train_size: Annotated[int, Gt(0)
         if not (folder / needed).exists():
             raise missing("tinyimagenet", root, folder / needed, archive=root / f"{name}.zip", size=size)
     classes = sorted((folder / "wnids.txt").read_text().split())
-    train = read_images(*class_files(folder / "train", classes, "images"), 64, 3)
-    test = read_images(*_tiny_test(folder, classes), 64, 3)
+    train = read_images(*class_files(folder / "train", classes, "images"), 64, 3, root=root)
+    test = read_images(*_tiny_test(folder, classes), 64, 3, root=root)
     count = len(classes)
     return data_set("tinyimagenet", first_per_class("tinyimagenet", train, train_size, count),
-                    first_per_class("tinyimagenet", test, test_size, count), count)
+                    first_per_class("tinyimagenet", test, test_size, count), count, root=root)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -138,5 +149,5 @@ def folder(root: Path, download: bool, *, path: str = "", size: Annotated[int, G
         raise ComposerError(f"{train} has {len(classes)} classes, {test} has {len(tested)}",
                             why=f"only on one side: {', '.join(odd[:5])}" if odd else "at least two classes are needed",
                             fix="give both the same class folders")
-    return data_set("folder", read_images(*class_files(train, classes), size, channels, fit),
-                    read_images(*class_files(test, classes), size, channels, fit), len(classes))
+    return data_set("folder", read_images(*class_files(train, classes), size, channels, fit, root),
+                    read_images(*class_files(test, classes), size, channels, fit, root), len(classes), root=root)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
+from composer.data.mapped import Place, fingerprint, kept, placing, remembered
 from composer.errors import ComposerError
 from composer.registry import REGISTRY
 from composer.seeds import stream_seed
@@ -18,10 +19,15 @@ from composer.shapes import Images, Tensor
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images as integers, uint8 [N,C,H,W], and labels, int64 [N]."""
+    """Images as integers, uint8 [N,C,H,W], and labels, int64 [N].
+
+    source   a digest of where they come from, "" where nobody made one;  mapped  x lies in a file (composer.data.mapped)
+    """
 
     x: Tensor
     y: Tensor
+    source: str = ""
+    mapped: bool = False
 
     def __len__(self) -> int:
         return int(self.y.shape[0])
@@ -45,11 +51,12 @@ class DataSet:
     scale: float = 255.0
     extra: Split | None = None
     extra_fraction: float = 0.0
+    looked: bool = False            # its pixels were looked at before: a pass over a set on disk takes its time
 
     def __post_init__(self) -> None:
         for part, split in (("train", self.train), ("test", self.test), ("extra", self.extra)):
             if split is not None:
-                check_split(f"data set '{self.name}', {part}", split, self.shape, self.classes, self.scale)
+                check_split(f"data set '{self.name}', {part}", split, self.shape, self.classes, self.scale, pixels=not self.looked)
 
 
 def images(x: Tensor, scale: float = 255.0) -> Images:
@@ -57,14 +64,14 @@ def images(x: Tensor, scale: float = 255.0) -> Images:
     return x.float() / scale
 
 
-def check_split(where: str, split: Split, shape: tuple[int, int, int], classes: int, scale: float) -> None:
-    """Raise ComposerError unless the split is uint8 [N,C,H,W] within 0..scale with as many labels within 0..classes-1."""
+def check_split(where: str, split: Split, shape: tuple[int, int, int], classes: int, scale: float, *, pixels: bool = True) -> None:
+    """Raise ComposerError unless the split is uint8 [N,C,H,W] within 0..scale (`pixels`) with as many labels within 0..classes-1."""
     x, y = split.x, split.y
     if x.dtype != torch.uint8 or tuple(x.shape[1:]) != tuple(shape):
         raise ComposerError(f"images are {x.dtype} {list(x.shape)}", where=where, why=f"uint8 [N, {shape[0]}, {shape[1]}, {shape[2]}] is needed")
     if y.dtype != torch.int64 or y.ndim != 1 or y.shape[0] != x.shape[0] or y.shape[0] == 0:
         raise ComposerError(f"labels are {y.dtype} {list(y.shape)} for {x.shape[0]} images", where=where, why="one int64 label an image is needed")
-    low, high, top = int(y.min()), int(y.max()), int(x.max())
+    low, high, top = int(y.min()), int(y.max()), int(x.max()) if pixels else 0
     if low < 0 or high >= classes:
         raise ComposerError(f"labels run from {low} to {high}", where=where, why=f"with {classes} classes they must lie within 0..{classes - 1}")
     if top > scale:
@@ -82,21 +89,49 @@ def data_digest(splits: tuple[Split | None, ...], scale: float, fraction: float)
 
 
 def data_set(name: str, train: Split, test: Split, classes: int, *, scale: float = 255.0, extra: Split | None = None,
-             extra_fraction: float = 0.0) -> DataSet:
-    """A checked DataSet; shape and digest are taken from the images."""
+             extra_fraction: float = 0.0, root: Path | None = None) -> DataSet:
+    """A checked DataSet; shape and digest are taken from the images. With a `root`, the digest of a set on disk is kept there."""
     _, channels, height, width = train.x.shape
-    digest = data_digest((train, test, extra), scale, extra_fraction)
-    return DataSet(name, train, test, classes, (channels, height, width), digest, scale, extra, extra_fraction)
+    splits = (train, test, extra)
+
+    def made(digest: str, looked: bool) -> DataSet:
+        return DataSet(name, train, test, classes, (channels, height, width), digest, scale, extra, extra_fraction, looked)
+
+    held = [split for split in splits if split is not None]
+    if root is None or not any(split.mapped for split in held) or not all(split.source for split in held):
+        return made(data_digest(splits, scale, extra_fraction), False)
+    known = "digest-" + fingerprint((), [[split and split.source for split in splits], scale, extra_fraction])
+    digest = remembered(root, known, lambda: made(data_digest(splits, scale, extra_fraction), False).digest)      # kept once it was looked at
+    return made(digest, True)
 
 
-def load(use: str, options: dict[str, Any], root: Path | str, download: bool = False) -> DataSet:
-    """The data set of that name. `options` as a recipe gives them (they are checked here again); `root` is the folder data lie in."""
+def put_on_disk(dataset: DataSet, root: Path) -> DataSet:
+    """The same set with its images in files, whatever loader made it."""
+    def put(split: Split | None, part: str) -> Split | None:
+        if split is None or split.mapped:
+            return split
+        return replace(split, x=kept(root, f"{dataset.digest}-{part}", tuple(split.x.shape), lambda array: np_copy(array, split.x)), mapped=True)
+
+    return replace(dataset, train=put(dataset.train, "train"), test=put(dataset.test, "test"), extra=put(dataset.extra, "extra"), looked=True)
+
+
+def np_copy(array: Any, x: Tensor) -> None:
+    array[...] = x.numpy()
+
+
+def load(use: str, options: dict[str, Any], root: Path | str, download: bool = False, place: Place = "auto") -> DataSet:
+    """The data set of that name. `options` as a recipe gives them (they are checked here again); `root` is the folder data lie in.
+
+    place   where the images go: `memory`, `disk` (composer.data.mapped), or `auto`: on disk where memory would be too small
+    """
     primitive = REGISTRY.get("data", use)
     try:
         checked = primitive.Options(**options)
     except ValidationError as error:
         raise ComposerError(f"[data] use = \"{use}\" does not take these options", why=str(error), fix=f"composer show data/{use}") from None
-    return primitive.fn(Path(root).expanduser(), download, **{o.name: getattr(checked, o.name) for o in primitive.options})
+    with placing(place):
+        found: DataSet = primitive.fn(Path(root).expanduser(), download, **{o.name: getattr(checked, o.name) for o in primitive.options})
+    return put_on_disk(found, Path(root).expanduser()) if place == "disk" else found
 
 
 def shares(counts: list[int], size: int) -> list[int]:

@@ -7,7 +7,6 @@ its past (what it is, since when, and the dials that moved it), and the key take
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,7 +78,7 @@ def key_chain(content: dict[str, Any]) -> list[str]:
     """The key after each epoch of a stretch."""
     base, key, chain = keys.digest({k: v for k, v in content.items() if k not in ASIDE}), content["parent"], []
     for special in content["each"]:
-        key = keys.digest([key, base, special])
+        key = keys.text_digest(f'["{key}", "{base}", {keys.item_text(tuple(special.items()))}]')        # digest([key, base, special])
         chain.append(key)
     return chain
 
@@ -116,7 +115,7 @@ def grow(nodes: list[Node], parent: str, nodes_folder: Path, mark: str = "") -> 
 
 def rekey(node: Node, parent: str, nodes_folder: Path, mark: str = "", **more: Any) -> None:
     """Put a node behind another parent, and `more` into what its key is made of."""
-    node.content = json.loads(json.dumps({**node.content, "parent": parent, **more}, default=str))      # as it reads from disk
+    node.content = {key: keys.as_json(value, once=key == "plan") for key, value in {**node.content, "parent": parent, **more}.items()}   # as it reads from disk
     node.chain = key_chain(node.content)
     node.key = node.chain[-1]
     node.place(nodes_folder, mark)
@@ -192,7 +191,7 @@ def _pasts(node: Node, aside: set[str], before: dict[str, str], points: dict[str
         moved = keys.dial_rows(own, values, segment.first, segment.last, segment.clock, segment.epochs, steps, REGISTRY)
         for n, epoch in enumerate(range(segment.first, segment.last + 1)):
             ends = node.ends and epoch == segment.last and any(m["when"] == "phase_end" for m in moments)
-            past = keys.digest([past, spec, moved[n], ends])
+            past = keys.text_digest(f'["{past}", "{spec}", "{moved[n]}", {"true" if ends else "false"}]')    # digest of these four
             if part.id in aside:
                 rows[n][part.id] = past
         at_end[part.id] = (_stays(part), past)

@@ -33,9 +33,10 @@ class Climbs:
     _weigh: Callable[[Any, Tensor], Tensor]
 
     def _inner_op(self, inner: InnerPlan) -> Op:
-        preamble = [self._op(s, writes=inner.writes and isinstance(s, Pass)) for s in inner.preamble.steps]
-        body = [self._op(s, writes=inner.writes and isinstance(s, Pass)) for s in inner.body.steps]
-        fn, options = self.registry.get("inner", inner.use).fn, self._options(inner.options)
+        net = self._net_of(inner)
+        preamble = [self._op(s, writes=inner.writes and isinstance(s, Pass), net=net) for s in inner.preamble.steps]
+        body = [self._op(s, writes=inner.writes and isinstance(s, Pass), net=net) for s in inner.body.steps]
+        fn, options = self._maximiser(inner), self._options(inner.options)
 
         def run(env: Env) -> None:
             base = dict(env)
@@ -60,6 +61,13 @@ class Climbs:
 
         return run
 
+    def _net_of(self, inner: InnerPlan) -> Any:
+        """What runs the inner's passes; other backends prepare a network of their own."""
+        return self.net
+
+    def _maximiser(self, inner: InnerPlan) -> Callable[..., dict[str, Any]]:
+        return self.registry.get("inner", inner.use).fn
+
     def _draw(self, draw: Any, like: Tensor, count: Any) -> list[Tensor]:
         many = int(count) if not isinstance(count, str) else 1
         path = draw.path
@@ -67,30 +75,39 @@ class Climbs:
         return [self.net.layout(noise.to(like.dtype)) for noise in found]
 
     def _climb(self, inner: InnerPlan, body: list[Op], base: Env) -> Callable[..., Ascent]:
-        own = inner.id
-        outs = {q: out for p in reversed(inner.body.passes) for q, out in zip(p.points, p.outs)}
-        logits = {"logits" if q == own else f"{prefix_of(q)}_logits": out for q, out in outs.items()}
-
         def climb(*, point: Any, grad: bool = True, **others: Tensor) -> Ascent:
-            env = dict(base)
             if inner.over_weights:
-                leaves = {"point": point}
-                env["weights"] = point
-                if self._head:
-                    env.update(self.net.head_roots(point))
+                points = {"point": point}
             else:
-                leaves = {name: p.detach().requires_grad_(grad) for name, p in {"point": point, **others}.items()}
-                env[own] = leaves["point"]
-                env.update({name: leaf for name, leaf in leaves.items() if name != "point"})
-            with torch.set_grad_enabled(grad):
-                for op in body:
-                    op(env)
-                objective = env[inner.body.surface] if inner.body.surface else self._objective(inner, env)
-            grads = self._gradients(objective, leaves) if grad else {}
-            self._write(inner.body, env, inner)
-            return Ascent(objective.detach(), grads, {name: env[slot].detach() for name, slot in logits.items()})
+                points = {name: p.detach().requires_grad_(grad) for name, p in {"point": point, **others}.items()}
+            ascent, statistics = self._ascend(inner, body, base, points, grad)
+            self._write(inner.body, statistics, inner)
+            return ascent
 
         return climb
+
+    def _ascend(self, inner: InnerPlan, body: list[Op], base: Env, points: dict[str, Any], grad: bool) -> tuple[Ascent, Env]:
+        """One look at the objective: the ascent, and the batch statistics of its passes, not yet written."""
+        env = dict(base)
+        if inner.over_weights:
+            env["weights"] = points["point"]
+            if self._head:
+                env.update(self.net.head_roots(points["point"]))
+        else:
+            env[inner.id] = points["point"]
+            env.update({name: leaf for name, leaf in points.items() if name != "point"})
+        with torch.set_grad_enabled(grad):
+            for op in body:
+                op(env)
+            objective = env[inner.body.surface] if inner.body.surface else self._objective(inner, env)
+        grads = self._gradients(objective, points) if grad else {}
+        seen = {name: env[slot].detach() for name, slot in self._shown(inner).items()}
+        return Ascent(objective.detach(), grads, seen), {slot: value for slot, value in env.items() if slot.startswith("stats/")}
+
+    def _shown(self, inner: InnerPlan) -> dict[str, str]:
+        """The logits that an inner may look at: their name for it, and in the plan."""
+        outs = {q: out for p in reversed(inner.body.passes) for q, out in zip(p.points, p.outs)}
+        return {"logits" if q == inner.id else f"{prefix_of(q)}_logits": out for q, out in outs.items()}
 
     def _objective(self, inner: InnerPlan, env: Env) -> Tensor:
         """[N] for images: a sum over the batch has each image's own gradient. Over weights: the outer loss itself."""

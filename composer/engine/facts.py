@@ -12,7 +12,9 @@ from torch import Tensor
 from composer import atomic
 from composer.engine import checkpoint
 from composer.engine.dials import Clock, evaluate
+from composer.engine.keys import file_digest
 from composer.engine.net import Net
+from composer.engine.reference import built, check_reference, reference_model, resolve_reference
 from composer.engine.session import Node, Session
 from composer.engine.step import Executor
 from composer.errors import ComposerError
@@ -55,6 +57,21 @@ class Facts:
         """[epochs] from the stretches' records; validation and checkpoints are not in it."""
         rows = [row for node in self.session.nodes for row in atomic.read_lines(node.folder / "metrics.jsonl")]
         return torch.tensor([float("nan") if row.get("time/step_ms") is None else row["time/step_ms"] / 1000 for row in rows], dtype=torch.float64)
+
+    def reference(self, text: str) -> Any:
+        """A second network, by a file of weights, a finished run's name, or a recipe's; a run of that recipe is its own reference.
+
+        Errors: as composer.engine.reference.resolve_reference.
+        """
+        if text == self.session.recipe.name:
+            return built(self.session, self.weights)
+        return reference_model(resolve_reference(text, self.session), self.session)
+
+    def reference_digest(self, text: str) -> str:
+        """Of its weights: what was measured with others is not this."""
+        if text == self.session.recipe.name:
+            return checkpoint.weights_digest(self.weights)
+        return file_digest(resolve_reference(text, self.session))
 
     # -- radii ---------------------------------------------------------------------------------------------------------------------
 
@@ -131,6 +148,7 @@ def check_asked(session: Session) -> None:
             facts.images(spec.options["split"], 1)
         if spec.options.get("point") and any(need.name == "run" for need in REGISTRY.get("measure", spec.use).needs):
             facts._inner(session.nodes[-1].plan, spec.options["point"])
+        check_reference(spec, session)
 
 
 class Radius(Executor):

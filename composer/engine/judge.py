@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from composer.errors import ComposerError, Errors
 from composer.options import plain
 from composer.plan.whole import place, unjudged
 from composer.registry import REGISTRY
+
+ERROR = "val-se/"       # of the record's keys: the standard error of the accuracy that selects
 
 
 class Overlaid(nn.Module):
@@ -117,7 +120,7 @@ class Validator:
             x, y = self.images("val")
             n = min(select.n or len(y), len(y))
             clean, robust = attack_accuracy(model, x[:n], y[:n], select.attack, threat, self.session.seed, epoch, batch_size=batch_of(self.session))
-            found.update({"val/clean": clean, f"val/{select.attack.name}": robust})
+            found.update({"val/clean": clean, f"val/{select.attack.name}": robust, f"{ERROR}{select.attack.name}": standard_error(robust, n)})
         trace = self.recipe.trace
         if trace.every and epoch % trace.every == 0:
             found.update(self._trace(epoch, parts))
@@ -134,11 +137,35 @@ class Validator:
         result = evaluate(model, x, y, trace.measures, threat=self.recipe.threat, seed=self.session.seed, batch_size=batch_of(self.session), run=run)
         return {f"{'diagnostic' if name in result.units else 'trace'}-{trace.on}/{name}": value for name, value in result.metrics.items()}
 
+    def errors(self, metrics: dict[str, float]) -> dict[str, tuple[float, int]]:
+        """Of the accuracy that selects: its standard error over images and their number."""
+        select = self.recipe.select
+        if not self.selects or (error := metrics.get(f"{ERROR}{select.attack.name}")) is None:
+            return {}
+        return {select.attack.name: (error, min(select.n or select.held_out, select.held_out))}
+
     def score(self, epoch: int, metrics: dict[str, float]) -> float | None:
         """What the best epoch is chosen by; None where this epoch may not be chosen."""
         if not self.selects or epoch < self.first_epoch():
             return None
         return metrics[f"val/{self.recipe.select.attack.name}"]
+
+
+def standard_error(rate: float, n: int) -> float:
+    """Of an accuracy over n images.
+
+    Formula: sqrt(p (1 - p) / n)
+    """
+    return math.sqrt(rate * (1 - rate) / n)
+
+
+def selection(recipe: Any, best: dict[str, Any]) -> dict[str, Any]:
+    """For the result: which epoch was chosen by what, its score on held-out images with the standard error; {} where nothing selects."""
+    select = recipe.select
+    if not best or select.attack is None or not select.held_out:
+        return {}
+    n = min(select.n or select.held_out, select.held_out)
+    return {"selection": {"epoch": best["epoch"], "attack": select.attack.name, "score": best["score"], "se": standard_error(best["score"], n), "n": n}}
 
 
 def batch_of(session: Session) -> int:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import platform
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,47 @@ from composer.registry import REGISTRY, Registry
 
 ENGINE = ("engine", "plan")
 NESTED = (dict, list)
+TEXT = frozenset({str})
 SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    return text_digest(text_of(value))
+
+
+def text_of(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+
+
+def text_digest(text: str) -> str:
+    """`digest` of what the text says as JSON: a long run's keys are written by hand where they are made of digests."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def item_text(items: tuple[tuple[str, Any], ...]) -> str:
+    """The text of a small dict; the epochs of many cells have the same."""
+    return text_of(dict(items))
+
+
+def as_json(value: Any, once: bool = False) -> Any:
+    """json.loads(json.dumps(value, default=str)): what is plain already comes back as it is. `once`: lists are looked through once, since
+    `_plain_once` hands the same ones to many; nobody may change what comes back."""
+    kind = type(value)
+    if kind in SCALARS:
+        return value
+    if kind is dict and set(map(type, value)) <= TEXT:
+        return {key: item if type(item) in SCALARS else as_json(item, once) for key, item in value.items()}
+    if kind is not list:
+        return json.loads(json.dumps(value, default=str))
+    if not once or not value:
+        return [item if type(item) in SCALARS else as_json(item, once) for item in value]
+    key = ("json", id(value))
+    held = REGISTRY.memory.get(key)
+    if held is None or held[1] is not value:
+        held = ([as_json(item, once) for item in value], value)
+        keep(REGISTRY, key, held)
+    return held[0]
 
 
 @cache

@@ -24,8 +24,9 @@ class Meter:
         self.low = torch.full((len(self.radii),), torch.inf, device=device)
         self.high = torch.full((len(self.radii),), -torch.inf, device=device)
 
-    def add(self, means: Tensor, env: dict[str, Any], y: Tensor) -> None:
-        n = y.shape[0]
+    def add(self, means: Tensor, env: dict[str, Any], y: Tensor, copies: int = 1) -> None:
+        """`copies`: the same rows are added by so many."""
+        n = y.shape[0] / copies
         with torch.no_grad():
             found = [means.double()]
             if self.points:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from composer.engine import masks
 from composer.engine.scope import fold, install
 from composer.errors import ComposerError
 from composer.models.weights import project
@@ -27,13 +29,15 @@ class Net:
         self.model = model.to(device).eval()
         self.device, self.seed, self.precision = device, seed, precision
         self.scope, self.stats = install(self.model, device)
-        self.random = [m for m in model.modules() if isinstance(m, RANDOM) and m.p > 0 or type(m).__name__ == "StochasticDepth"]
+        self.random = [m for m in model.modules() if isinstance(m, RANDOM) and m.p > 0 or type(m).__name__.removeprefix("Divided") == "StochasticDepth"]
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in model.modules())
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.parameters = dict(self.model.named_parameters())
         self._list = list(self.parameters.values())
         self._as_is = contextlib.nullcontext()
+        self.attacking = False               # these passes are those of an attack on images
+        self._shared: masks.Shared | None = None
         self.dtype = next((p.dtype for p in self._list if p.is_floating_point()), torch.float32)
         self._embeds = hasattr(model, "embed") and hasattr(model, "head")
         self.projects = any(callable(getattr(m, "project", None)) for m in model.modules())
@@ -43,6 +47,13 @@ class Net:
     @property
     def stochastic(self) -> bool:
         return bool(self.random)
+
+    def see(self, piece: masks.Piece | None) -> None:
+        """The next passes see these rows of a batch (first, the one behind the last, of so many), or all: random layers draw for the whole."""
+        if self.random and self._shared is None:
+            self._shared = masks.install(self.random)
+        if self._shared is not None:
+            self._shared.piece = piece
 
     def freeze(self, frozen: bool) -> None:
         """Parameters out of (or back on) the tape: the attack keeps no activations for weight gradients."""
@@ -108,6 +119,10 @@ class Net:
         return _full(logits), None if embedded is None else _full(embedded)
 
     def _forward(self, x: Tensor, features: bool) -> tuple[Tensor, Tensor | None]:
+        if self.half and self._embeds:
+            embedded = _full(self.model.embed(x))
+            with torch.autocast(self.device.type, enabled=False):      # the head is cheap, and logits of eight bits would tie
+                return self.model.head(embedded), embedded if features else None
         if not features:
             return self.model(x), None
         if not self._embeds:
@@ -121,10 +136,27 @@ class Net:
         shell = _Shell(self, features)
         return torch.func.functional_call(shell, {f"model.{k}": v for k, v in weights.items()}, (x,))
 
+    @property
+    def half(self) -> bool:
+        """Products of the passes now are bfloat16's; weights, head, logits and losses are float32 all the same."""
+        return self.precision == "bf16" or (self.precision == "bf16-attack" and self.attacking)
+
     def _autocast(self) -> Any:
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return self._as_is
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.half else self._as_is
+
+    def attack(self, op: Callable[[Any], None]) -> Callable[[Any], None]:
+        """An inner maximum over images, at the precision that attacks have."""
+        if self.precision != "bf16-attack":
+            return op
+
+        def run(env: Any) -> None:
+            self.attacking = True
+            try:
+                op(env)
+            finally:
+                self.attacking = False
+
+        return run
 
 
 class _Projector(nn.Module):

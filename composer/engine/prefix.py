@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from composer.engine import chain
@@ -10,16 +10,19 @@ from composer.engine.guests import take_in, up_to
 from composer.engine.judge import check_judging
 from composer.engine.session import Session, Settings
 from composer.engine.signals import Signals
+from composer.engine.train import Trainer
 from composer.engine.walk import Observer, Walk, Wish
 from composer.errors import ComposerError
 from composer.report.live import Live
 
 
-def train_prefix(recipe: Any, *, seed: int, until: int, guests: Sequence[Any] = (), settings: Settings, observer: Observer | None = None) -> dict[str, Any]:
+def train_prefix(recipe: Any, *, seed: int, until: int, guests: Sequence[Any] = (), settings: Settings, observer: Observer | None = None,
+                 judge: Callable[[Session, Trainer], dict[str, Any]] | None = None) -> dict[str, Any]:
     """Train a recipe's first epochs and leave their state in the store, for every run that begins with them.
 
     until   the last of these epochs, counted over the whole run
     guests  recipes that share the epochs; their passive parts are trained along
+    judge   looks at the state after them; what it says joins the answer
 
     Returns {"node": name of the folder, "key", "epochs"}. Errors: as those of a run.
     """
@@ -30,9 +33,10 @@ def train_prefix(recipe: Any, *, seed: int, until: int, guests: Sequence[Any] = 
         prepare(session, until, guests)
         title = f"epochs 1-{until} of {recipe.name} on {recipe.setting}, seed {seed}"
         with Live(until, session.feed(session.nodes[0].segment).steps, title, quiet=settings.quiet) as live:
-            Walk(session, live, wish, observer).train()
+            trainer = Walk(session, live, wish, observer).train()
+            said = judge(session, trainer) if judge else {}
     last = session.nodes[-1]
-    return {"node": last.folder.name, "key": last.key, "epochs": until}
+    return {"node": last.folder.name, "key": last.key, "epochs": until, **said}
 
 
 def prepare(session: Session, until: int, guests: Sequence[Any]) -> None:

@@ -12,11 +12,11 @@ from composer import atomic
 class Record:
     """experiments/<name>-<experiment id>-s<seed>: which nodes a run consists of, its MLflow run, and its result.
 
-    Another precision is another experiment, so it stands in the name too.
+    Another precision or a divided batch is another experiment, so it stands in the name too (`variant`, of Settings).
     """
 
-    def __init__(self, out: Path, recipe: Any, seed: int, precision: str = "fp32"):
-        self.name = f"{recipe.name}-{recipe.experiment_id[:10]}-s{seed}{'' if precision == 'fp32' else '-' + precision}"
+    def __init__(self, out: Path, recipe: Any, seed: int, variant: str = "fp32"):
+        self.name = f"{recipe.name}-{recipe.experiment_id[:10]}-s{seed}{'' if variant == 'fp32' else '-' + variant}"
         self.folder = out / "experiments" / self.name
         self.facts: dict[str, Any] = self._read("record.json") or {}
         self.result: dict[str, Any] | None = self._read("result.json")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from composer import atomic
-from composer.engine import checkpoint
-from composer.engine.judge import check_judging, evaluation_folder, judge, judged_weights
+from composer.engine import checkpoint, micro, remarks
+from composer.engine.judge import check_judging, evaluation_folder, judge, judged_weights, selection
 from composer.engine.lock import Lock
 from composer.engine.record import Record, flat
 from composer.engine.session import Session, Settings
@@ -21,6 +21,7 @@ from composer.engine.walk import Observer, Walk, Wish, lineage
 from composer.errors import ComposerError
 from composer.plan.cost import epoch_forwards, plan_cost
 from composer.plan.whole import title
+from composer.report.figures import keep_run
 from composer.report.live import Live
 from composer.track import make_tracker
 
@@ -30,9 +31,17 @@ def run(recipe: Any, *, seed: int = 0, settings: Settings | None = None, tags: d
     """Train, evaluate and record one recipe with one seed; the result as design's JSON. `observer` follows it, and may stop it."""
     settings = settings or Settings()
     writable(settings.out)
-    record = Record(settings.out, recipe, seed, settings.precision)
+    record = Record(settings.out, recipe, seed, settings.variant)
     if record.result and not settings.fresh:
         return record.result
+    if settings.address and settings.workers < 2:
+        raise ComposerError(f"--address {settings.address} with one worker", where="command line", fix="--workers 2 or more; one worker runs here, without Ray")
+    if settings.workers > 1:
+        from composer.engine.fleet import run_fleet
+
+        if observer is not None:
+            raise ComposerError(f"--workers {settings.workers} within a grid or a search", where="--workers", fix="leave it out: cells already run side by side")
+        return run_fleet(recipe, seed=seed, settings=settings, tags=tags or {})
     return Runner(recipe, seed, settings, record, tags or {}, observer).run()
 
 
@@ -52,30 +61,39 @@ class Runner:
     def __init__(self, recipe: Any, seed: int, settings: Settings, record: Record, tags: dict[str, str], observer: Observer | None = None):
         self.recipe, self.seed, self.settings, self.record, self.tags, self.observer = recipe, seed, settings, record, tags, observer
         self.wish = Wish()
-        self.live = Live(0, 1, quiet=True)
+        self.live, self.display = Live(0, 1, quiet=True), Live
 
     def run(self) -> dict[str, Any]:
         """Everything under one lock: two processes with one command would write one record."""
         began = time.monotonic()
         title = f"{self.recipe.name} on {self.recipe.setting}, seed {self.seed}"
         with Signals(self.wish), Lock(self.record.folder):
-            self.session = Session(self.recipe, self.seed, self.settings)
+            self.session = self._session()
             check_judging(self.session)
+            micro.check(self.settings.micro_batch, [node.plan for node in self.session.nodes])
             settle(self.session, self.record)
             steps = self.session.feed(self.session.nodes[0].segment).steps
             self.tracker = make_tracker(self.settings.out, experiment=self.recipe.name, enabled=self.settings.track, folder=self.record.folder)
-            with Live(self.session.nodes[-1].segment.last, steps, title, quiet=self.settings.quiet) as self.live:
-                self.walk = Recorded(self)
+            with self.display(self.session.nodes[-1].segment.last, steps, title, quiet=self.settings.quiet) as self.live:
+                self.walk = self._walk()
                 result = self._tracked(began)
             result["mlflow_run_id"] = self.tracker.run_id
             result = atomic.plain(result)
             atomic.write_json(self.record.folder / "result.json", result)
         return result
 
+    def _session(self) -> Session:
+        return Session(self.recipe, self.seed, self.settings)
+
+    def _walk(self) -> Recorded:
+        return Recorded(self)
+
     def _tracked(self, began: float) -> dict[str, Any]:
         status, said = "FAILED", ""
         try:
             said = self._start_tracking()
+            for line in remarks.remarks(self.session):
+                self.live.say(line)
             result = self._evaluate(self.walk.train(), began)
             status = "FINISHED"
             return result
@@ -130,7 +148,7 @@ class Runner:
             "selected": chosen, "selected_epoch": p.best["epoch"] if chosen == "best" else p.epoch,
             "metrics": judged.metrics, "metrics_other": second.metrics if second else {}, "trust": judged.trust, "out": str(self.settings.out),
             "mlflow_run_id": None,
-        } | ({"units": judged.units} if judged.units else {}) | self._expect(judged) | self._adoptions()
+        } | ({"units": judged.units} if judged.units else {}) | self._expect(judged) | self._adoptions() | remarks.facts(self.session, p) | selection(self.recipe, p.best)
 
     def _expect(self, judged: Any) -> dict[str, Any]:
         if not self.recipe.expect:
@@ -151,7 +169,7 @@ class Runner:
 
         params = {"recipe": self.recipe.name, "setting": self.recipe.setting, "seed": self.seed} | flat(self.recipe.tables)
         nodes = [node.key for node in self.session.nodes]
-        tags = {"experiment_id": self.recipe.experiment_id, "prefix_key": nodes[-1], "nodes": " ".join(nodes), **self.tags}
+        tags = {"experiment_id": self.recipe.experiment_id, "prefix_key": nodes[-1], "nodes": " ".join(nodes), **remarks.tags(self.session), **self.tags}
         self.tracker.start(self.record.name, params, tags)
         if self.tracker.note:
             self.live.say(self.tracker.note)
@@ -168,6 +186,8 @@ class Runner:
         self.tracker.text(json.dumps(result, indent=1, default=str), "result.json")
         self.tracker.artifact(self.record.folder / "final.safetensors", "checkpoint")
         self._track_curves(result)
+        for picture in keep_run(self.record.folder, judged, self.recipe.evaluate.measures, self.record.name):
+            self.tracker.artifact(picture, "figures")
 
     def _track_curves(self, result: dict[str, Any]) -> None:
         """The epochs' records of all stretches in one file, and a picture of them."""

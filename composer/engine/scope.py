@@ -7,7 +7,7 @@ fills a scratch tensor of the same layout (`F.batch_norm` with momentum 1), and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Scope:
         self.scratch: Tensor | None = None    # where batch statistics go; None: nobody wants them
         self.rows: Tensor | None = None       # [N] mask: statistics over these rows alone
         self.twice = False                    # the pass is differentiated twice
+        self.norm: Callable[[Any, Tensor, Scope], Tensor] | None = None      # batch norm over more rows than this process has
 
 
 class Stats:
@@ -34,6 +35,7 @@ class Stats:
         self.size = sum(int(layer.num_features) for layer in layers)
         self.flat = torch.empty(2 * self.size, device=device, dtype=layers[0].running_mean.dtype)  # type: ignore[union-attr]
         self.count = torch.zeros(len(layers), dtype=torch.long, device=device)
+        self.together: Callable[[Tensor], Tensor] | None = None         # batch statistics of several processes made one
         momenta = {0.1 if layer.momentum is None else float(layer.momentum) for layer in layers}
         self.momentum: float | Tensor = momenta.pop() if len(momenta) == 1 else torch.empty_like(self.flat)
         offset = 0
@@ -54,7 +56,7 @@ class Stats:
 
     def write(self, batch: Tensor) -> None:
         """running = (1 - momentum) · running + momentum · batch"""
-        self.flat.lerp_(batch, self.momentum)
+        self.flat.lerp_(batch if self.together is None else self.together(batch), self.momentum)
         self.count.add_(1)
 
     def replace(self, batches: Iterable[tuple[Tensor, int]]) -> None:
@@ -81,6 +83,8 @@ class _Scoped:
             if scope.twice and self.weight is not None:
                 return _affine(self, x)
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if scope.norm is not None:
+            return scope.norm(self, x, scope)
         if scope.rows is not None:
             return _masked(self, x, scope)
         if scope.scratch is None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from composer.engine import chain, keys
+from composer.engine.backend import Work, backend_of, sources, work_of
 from composer.engine.chain import Node
 from composer.engine.feed import Feed, steps_in
 from composer.engine.net import Net
@@ -20,7 +21,7 @@ from composer.engine.streams import Streams
 from composer.engine.trained import networks, together
 from composer.errors import ComposerError
 from composer.options import Ref
-from composer.plan.whole import place
+from composer.plan.whole import place, plans_of
 from composer.recipe.types import Segment
 from composer.registry import REGISTRY
 from composer.seeds import stream_seed
@@ -53,13 +54,28 @@ class Settings:
     checkpoint_seconds: float = field(default_factory=lambda: seconds_of("COMPOSER_CHECKPOINT_SECONDS", 120.0))
     full_other: bool = False                 # evaluate the unselected model by the whole protocol too
     share: bool = True                       # go on from epochs that another run has trained
+    micro_batch: str | int = "whole"         # whole, auto, or images a piece (engine.micro)
+    workers: int = 1                         # data-parallel processes (engine.fleet)
+    sync_bn: bool = False                    # with several workers: batch norm over the rows of all of them
+    address: str = ""                        # of a Ray cluster that is there; "": the workers run on this machine
+    data_on: str = "auto"                    # where the training images lie: device, host, disk (engine.images)
+    pack: str = ""                           # "3 of 16": the run's place in a pack of runs trained together (engine.pack); "": it is trained alone
     stop_file: str = ""                      # a file that asks for a stop as SIGTERM does, where signals do not reach
+
+    @property
+    def variant(self) -> str:
+        """What makes this another experiment than the recipe's, or another computation of it: the precision, a divided batch, a backend. It stands in
+        the name of the run's record.
+        A run that shares nothing is a record of its own too: it is there to be compared."""
+        backend = "" if self.backend == "eager" or self.workers > 1 else f"-{self.backend}"
+        return self.precision + ("" if self.micro_batch == "whole" else f"-micro-{self.micro_batch}") + backend + ("" if self.share else "-alone")
 
 
 class Session:
     """The built run."""
 
-    def __init__(self, recipe: Any, seed: int, settings: Settings):
+    def __init__(self, recipe: Any, seed: int, settings: Settings, dataset: Any = None):
+        """`dataset`: the recipe's, where another run of this process has loaded it."""
         from composer.data.sets import hold_out, load
         from composer.models.build import build_model
         from composer.models.weights import load_weights
@@ -67,7 +83,8 @@ class Session:
         self.recipe, self.seed, self.settings = recipe, seed, settings
         self.device = pick_device(settings.device)
         set_numerics(settings)
-        self.dataset = load(recipe.data.use, recipe.data.options, settings.data_root, settings.download)
+        self.dataset = dataset if dataset is not None else load(recipe.data.use, recipe.data.options, settings.data_root, settings.download,
+                                                                        {"auto": "auto", "disk": "disk"}.get(settings.data_on, "memory"))
         select = recipe.select
         if select.held_out >= len(self.dataset.train):
             raise ComposerError(f"select.held_out = {select.held_out} leaves nothing to train on ({len(self.dataset.train)} images)", where=place(recipe)("select.held_out"),
@@ -79,8 +96,17 @@ class Session:
             self.init_note = load_weights(model, resolve_init(recipe.train.init, settings.out)).text()
         self.net = Net(model, self.device, seed=seed, precision=settings.precision)
         self.streams = Streams(seed, self.device)
+        self.backend = backend_of(settings.backend, self.device, self._work)
+        self.settings = replace(settings, backend=self.backend.name)                # `auto` is settled before any key is made
         self.guests: dict[str, tuple[str, ...]] = {}          # passive parts of other runs that are trained along -> their points
         self.nodes = self._nodes()
+
+    def _work(self) -> Work:
+        """What the run amounts to, for the choice of a backend."""
+        rows, recipe = len(self.rows), self.recipe
+        plans = [(plan, -(-rows // segment.recipe.train.batch_size) * (segment.last - segment.first + 1))
+                 for segment, plan in plans_of(recipe, share=not self.net.stochastic)]
+        return work_of(plans, self.net, self.dataset.shape, self.dataset.classes, recipe.train.batch_size)
 
     # -- nodes ---------------------------------------------------------------------------------------------------------------------
 
@@ -114,8 +140,10 @@ class Session:
 
     def feed(self, segment: Segment, path: str = "") -> Feed:
         recipe = segment.recipe
+        held = self.__dict__.setdefault("held", {})                       # images and labels on the device, once
         return Feed(self.dataset, self.rows, batch_size=recipe.train.batch_size, streams=self.streams, augment=recipe.augment,
-                    keep_last=recipe.train.last == "keep", layout=self.net.layout, device=self.device, path=path)
+                    keep_last=recipe.train.last == "keep", layout=self.net.layout, device=self.device, path=path, held=held,
+                    data_on=getattr(self, "settings", Settings()).data_on)
 
     def optimizer(self, segment: Segment, parts: dict[str, Any]) -> torch.optim.Optimizer:
         """A fresh optimiser of the network and of those that parts train along; scheduled options get their value before the first step."""
@@ -186,8 +214,11 @@ class Session:
 
 def machine_of(settings: Settings, device: torch.device) -> dict[str, Any]:
     """What of the machine the bits depend on."""
-    return {"backend": settings.backend, "precision": settings.precision, "device": device_kind(device),
-            "threads": torch.get_num_threads() if device.type == "cpu" else 0, "deterministic": settings.deterministic}
+    return {"backend": settings.backend, **sources(settings.backend), "precision": settings.precision, "micro_batch": str(settings.micro_batch),
+            "device": device_kind(device),
+            "threads": torch.get_num_threads() if device.type == "cpu" else 0, "deterministic": settings.deterministic,
+            "workers": settings.workers, "sync_bn": settings.sync_bn and settings.workers > 1,
+            **({"packed": settings.pack} if settings.pack else {})}
 
 
 def pick_device(name: str) -> torch.device:
@@ -208,7 +239,7 @@ def device_kind(device: torch.device) -> str:
 
 def set_numerics(settings: Settings) -> None:
     """float32 means float32 unless tf32 was asked for."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.precision != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False

@@ -43,7 +43,7 @@ class Executor(Climbs):
         self._updates = set(plan.updates)
         self._prelude = [self._op(s, writes=False) for s in plan.prelude.steps]
         self._outer = [self._op(s, writes=isinstance(s, Pass) and s.outs[0] in self._updates) for s in plan.outer.steps]
-        self._inner = [self._inner_op(i) for i in plan.inner]
+        self._inner = [self._inner_op(i) if i.over_weights else net.attack(self._inner_op(i)) for i in plan.inner]
         self.names = tuple(t.id for t in plan.outer.terms)
         self._later = {"weights", "epoch", *plan.after, *(a.slot for m in plan.moments for a in m.args)}
         self._head = bool(plan.takes & {"head_weight", "head_scale"})
@@ -52,6 +52,10 @@ class Executor(Climbs):
 
     def forward(self, roots: Env, step: int) -> tuple[Tensor, Tensor, Env]:
         """Inner maxima, then the outer program: total loss, the terms' means [T] (detached), and every tensor by name."""
+        return self.minimise(self.attack(roots, step))
+
+    def attack(self, roots: Env, step: int) -> Env:
+        """What stands before the outer program: constants, the prelude, the inner maxima."""
         self.step = step
         env: Env = dict(roots)
         env["@threat.eps"] = self.threat_eps
@@ -66,6 +70,10 @@ class Executor(Climbs):
                 inner(env)
         finally:
             self.net.freeze(False)
+        return env
+
+    def minimise(self, env: Env) -> tuple[Tensor, Tensor, Env]:
+        """The outer program, on the tape."""
         if self._head and "weights" in env:
             env.update(self.net.head_roots(env["weights"]))
         for op in self._outer:
@@ -157,8 +165,8 @@ class Executor(Climbs):
             return fn
         return lambda *args, **more: fn(*args, **options({}, None), **more)
 
-    def _op(self, step: Step, *, writes: bool) -> Op:
-        op = {Pass: self._pass, Call: self._call, Read: self._read}[type(step)](step, writes)  # type: ignore[operator]
+    def _op(self, step: Step, *, writes: bool, net: Any = None) -> Op:
+        op = self._pass(step, writes, net or self.net) if isinstance(step, Pass) else {Call: self._call, Read: self._read}[type(step)](step)  # type: ignore[operator]
         if step.tape:
             return self._taped(op, step)
         if step.grad:
@@ -181,8 +189,8 @@ class Executor(Climbs):
 
         return with_tape
 
-    def _pass(self, p: Pass, writes: bool) -> Op:
-        net, points, name = self.net, p.points, p.outs[0]
+    def _pass(self, p: Pass, writes: bool, net: Any) -> Op:
+        points, name = p.points, p.outs[0]
         leaves = dict(p.leaves)
         sources = [leaves.get(q, q) for q in points]
         twice = bool(p.leaves)
@@ -204,7 +212,7 @@ class Executor(Climbs):
 
         return run
 
-    def _call(self, call: Call, writes: bool) -> Op:
+    def _call(self, call: Call) -> Op:
         fn, options, out = self.registry.get(call.kind, call.use).fn, self._options(call.options), call.out
         args, normalise = [(a.slot, a.detach) for a in call.args], call.normalise
 
@@ -215,7 +223,7 @@ class Executor(Climbs):
 
         return run
 
-    def _read(self, read: Read, writes: bool) -> Op:
+    def _read(self, read: Read) -> Op:
         part, point = self.parts[read.part], {"point": read.point} if read.point else {}
         args, outs = [(a.slot, a.detach) for a in read.args], read.outs
 

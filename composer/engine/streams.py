@@ -41,3 +41,20 @@ class Streams:
         if kind == "rows":
             return self.uniform(path, step, (like.shape[0], 4))
         raise ValueError(f"unknown kind of draw: {kind}")
+
+
+class Rows(Streams):
+    """The same streams, seen by some rows of a batch: noise is drawn for the whole batch and cut, so it does not depend on how a batch is divided
+    among micro-batches or workers.
+
+    first stop   the rows of the batch that are seen here
+    whole        rows of the batch
+    """
+
+    def __init__(self, streams: Streams, first: int, stop: int, whole: int):
+        super().__init__(streams.seed, streams.device)
+        self.first, self.stop, self.whole = first, stop, whole
+
+    def draw(self, kind: str, path: str, step: int | str, like: Tensor) -> Tensor:
+        batch = like[:1].expand(self.whole, *like.shape[1:])                  # only its shape is looked at
+        return super().draw(kind, path, step, batch)[self.first:self.stop]

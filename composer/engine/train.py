@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from composer.engine import checkpoint
+from composer.engine.backend import tail_of
 from composer.engine.checkpoint import Saved
 from composer.engine.dials import Clock, evaluate
 from composer.engine.lock import Lock
 from composer.engine.meter import Meter
-from composer.engine.session import Node, Session
-from composer.engine.step import Executor
+from composer.engine.micro import Micro
+from composer.engine.peak import peak_bytes, reset_peak
+from composer.engine.session import Node, Session, Settings
 from composer.engine.trained import group_names, networks, renumber
 from composer.errors import ComposerError, Diverged, Stopped
 from composer.plan.whole import scheduled
@@ -32,6 +34,9 @@ class Progress:
     judged: int = 0           # epochs validated
     best: dict[str, Any] = field(default_factory=dict)     # epoch, score, file of the best model so far
     seconds: float = 0.0      # spent training, over all sittings
+    micro: int = 0            # images a piece of the batch has since memory ran out; 0: it never did
+    halved: list[dict[str, Any]] = field(default_factory=list)      # when it did
+    peak: int = 0             # most bytes held while training (engine.peak)
 
 
 class Trainer:
@@ -42,13 +47,15 @@ class Trainer:
         self.recipe, self.net, self.plan = node.segment.recipe, session.net, node.plan
         self.parts, self.optimizer = parts, optimizer
         self.feed = session.feed(node.segment)
-        self.executor = Executor(node.plan, session.net, parts, session.streams, threat_eps=self.recipe.threat.eps)
         self.meter = Meter(node.plan, session.device)
+        self.executor = session.backend.executor(node.plan, session.net, parts, session.streams, threat_eps=self.recipe.threat.eps, keep=self.meter.reads,
+                                                 tail=tail_of(self.feed))
         self.values = {**{d.path: d.ref for d in node.plan.dials}, **scheduled(self.recipe)}
         self.on_cpu = session.device.type == "cpu"
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.others = networks(parts)
         self.names = group_names(optimizer, session.net.model, self.others)
+        self.micro = Micro(self, getattr(session, "settings", Settings()).micro_batch)
         self._saved_at = time.monotonic()
         self._steps, self._images, self._stepping = 0, 0, 0.0      # of the epoch, in this sitting
 
@@ -58,6 +65,7 @@ class Trainer:
         """Train to the end of the stretch; afterwards the node's checkpoint is its last state."""
         p, segment = self.progress, self.node.segment
         self._check_steps()
+        reset_peak(self.session.device)
         began = time.monotonic()
         before = p.seconds
         if p.judged < p.epoch and p.batch == 0 and p.epoch >= segment.first:
@@ -71,12 +79,12 @@ class Trainer:
                 lock.beat()
                 p.seconds = before + time.monotonic() - began
                 self.hooks.step_done(epoch, p.batch, self.feed.steps)
-                reason = self.hooks.stop_asked()
+                reason, due = self._asked()
                 if reason:
                     self._check_finite(epoch)
                     self.save()
                     raise stopped(reason, f"in epoch {epoch}, after step {p.step}", "a checkpoint was written")
-                if time.monotonic() - self._saved_at > self.session.settings.checkpoint_seconds:
+                if due:
                     self._check_finite(epoch)
                     self.save()
             self._check_finite(epoch)
@@ -89,14 +97,15 @@ class Trainer:
             self._judge(epoch)
         self.save()
 
+    def _asked(self) -> tuple[str, bool]:
+        """A reason to stop, or ''; and whether a checkpoint is due."""
+        return self.hooks.stop_asked(), time.monotonic() - self._saved_at > self.session.settings.checkpoint_seconds
+
     def _step(self, batch: Any, epoch: int) -> None:
         p, ex = self.progress, self.executor
         self._set_dials(epoch, p.batch)
-        total, means, env = ex.forward({**batch.roots(), "model": self.net.model}, p.step)
-        if self.on_cpu and not math.isfinite(total.item()):
-            self._diverged(means, epoch)
-        ex.forget(env, self.meter.reads)
-        total.backward()
+        total, means, env = self.micro.gradients(batch, lambda: self._whole(batch))
+        self._check_loss(total, means, epoch)
         if self.recipe.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optim.clip)
         if self.recipe.optim.decay_at == "perturbed" and "weights" in env:
@@ -105,11 +114,21 @@ class Trainer:
         self.net.project()
         self.optimizer.zero_grad(set_to_none=True)
         ex.write_statistics(env)
-        ex.after(env)
+        self.micro.after(env, len(batch.y))
         ex.moments("after_step", env)
         self.meter.add(means, env, batch.y)
         p.step += 1
         p.batch += 1
+
+    def _whole(self, batch: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """The gradients of the undivided batch, the sum of the terms, their means, and what is read later."""
+        total, means, env = self.executor.forward({**batch.roots(), "model": self.net.model}, self.progress.step)
+        self.executor.forget(env, self.meter.reads)
+        self._backward(total)
+        return total.detach(), means, env
+
+    def _backward(self, total: Tensor) -> None:
+        total.backward()
 
     def _decay_at_perturbed(self, overlay: dict[str, Tensor]) -> None:
         """decay · perturbation onto the gradient: what updating at the perturbed weights does."""
@@ -150,6 +169,11 @@ class Trainer:
             raise ComposerError(f"train.batch_size = {self.recipe.train.batch_size} leaves no whole batch of {len(self.feed.rows)} training images",
                                 why='train.last = "drop" drops the only one', fix='a smaller train.batch_size, or train.last = "keep"')
 
+    def _check_loss(self, total: Tensor, means: Tensor, epoch: int) -> None:
+        """On the CPU at every step, where looking costs nothing."""
+        if self.on_cpu and not math.isfinite(total.item()):
+            self._diverged(means, epoch)
+
     def _check_finite(self, epoch: int) -> None:
         """Before anything is kept: the sums of the epoch so far and the weights are finite (one look, where steps are not looked at one by one)."""
         broken = self.meter.broken() or self._broken_weight()
@@ -176,6 +200,11 @@ class Trainer:
     # -- state ---------------------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        checkpoint.keep(self.node.folder, self.state())
+        self._saved_at = time.monotonic()
+
+    def state(self) -> Saved:
+        """Everything that a resumed run needs."""
         tensors = {f"model/{k}": v for k, v in self.net.model.state_dict().items()}
         named, rest = checkpoint.flatten(self.optimizer.state_dict(), "optim")
         tensors.update(named)
@@ -183,8 +212,7 @@ class Trainer:
             tensors.update({f"parts/{id}/{k}": v for k, v in part.state_dict().items()})
         tensors.update({f"meter/{k}": v for k, v in self.meter.state().items()})
         facts = {"progress": vars(self.progress), "optim": rest, "optim_names": self.names, "carries": self.node.carries}
-        checkpoint.keep(self.node.folder, Saved(tensors, facts))
-        self._saved_at = time.monotonic()
+        return Saved(tensors, facts)
 
     def restore(self, saved: Saved, *, meter: bool = True, optimizer: bool = True) -> None:
         load_state(self.net, saved)
@@ -223,10 +251,13 @@ class Trainer:
             metrics["time/step_ms"] = 1000 * self._stepping / self._steps
             metrics["time/images_per_s"] = self._images / self._stepping
         self._steps, self._images, self._stepping = 0, 0, 0.0
+        p.peak = max(p.peak, peak_bytes(self.session.device))
+        metrics["memory/peak_bytes"] = float(p.peak)
         began = time.monotonic()
         metrics.update(self.hooks.validate(self, epoch))
         metrics["time/validation_s"] = time.monotonic() - began
         p.judged = epoch
+        reset_peak(self.session.device)                          # validation's is not training's
         self.hooks.epoch_done(self, epoch, metrics)
         self.meter.reset()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from composer import atomic
 from composer.engine import checkpoint
@@ -41,6 +41,7 @@ class Walk:
 
     def __init__(self, session: Session, live: Live, wish: Wish, observer: Observer | None = None):
         self.session, self.live, self.wish, self.observer = session, live, wish, observer
+        session.backend.speak(live.say)
         self.recipe, self.settings = session.recipe, session.settings
         self.validator = Validator(session, live.progress)
 
@@ -57,7 +58,7 @@ class Walk:
         for node in nodes[start:]:
             self.live.phase(", ".join(node.segment.phases), self.session.feed(node.segment).steps)
             parts = self.session.parts(node, parts)
-            before, trainer = trainer, Trainer(self.session, node, progress, parts, self.session.optimizer(node.segment, parts), self)
+            before, trainer = trainer, self.trainer(node, progress, parts)
             if before is not None:
                 trainer.restore(self._end_of(before), meter=False, optimizer=not node.segment.fresh and trainer.recipe.optim.use == before.recipe.optim.use)
             if not self._loaded(trainer):
@@ -74,14 +75,17 @@ class Walk:
         self.live.phase("")
         return trainer
 
+    def trainer(self, node: Node, progress: Progress, parts: dict[str, Any]) -> Trainer:
+        return Trainer(self.session, node, progress, parts, self.session.optimizer(node.segment, parts), self)
+
     # -- epochs of other runs ------------------------------------------------------------------------------------------------------
 
     def join(self) -> None:
         """Cut the run after the longest stretch of its epochs that some run has finished, and go on from there."""
         nodes = self.session.nodes
-        if self.settings.fresh or not self.settings.share or any(n.adopted for n in nodes):
+        if self.settings.fresh or any(n.adopted for n in nodes):
             return
-        held = finished(self.session.folder)
+        held = finished(self.session.folder, self.session.mark)
         for k in range(len(nodes) - 1, -1, -1):
             node = nodes[k]
             first = node.segment.first
@@ -149,6 +153,8 @@ class Walk:
             progress.best = {**progress.best, "node": heirs.get(progress.best["node"], progress.best["node"])}
         self.taken(trainer)
         self.live.resume(progress.epoch, progress.batch)
+        if tell := getattr(self.observer, "resumed", None):
+            tell(progress.epoch)
 
     # -- for whoever keeps a record ------------------------------------------------------------------------------------------------
 
@@ -160,6 +166,10 @@ class Walk:
 
     def told(self, epoch: int, metrics: dict[str, float]) -> None:
         """An epoch's record."""
+
+    def remark(self, text: str) -> None:
+        """Something happened in training that the user should know."""
+        self.live.say(text)
 
     # -- what the trainer tells ----------------------------------------------------------------------------------------------------
 
@@ -189,17 +199,18 @@ class Walk:
         terms = {k.removeprefix("train/terms."): v for k, v in metrics.items() if k.startswith("train/terms.")}
         values = {k.removeprefix("val/"): v for k, v in metrics.items() if k.startswith("val/")}
         chosen = trainer.progress.best
-        self.live.epoch(epoch, terms, values, f"epoch {chosen['epoch']}" if chosen else "")
+        self.live.epoch(epoch, terms, values, f"epoch {chosen['epoch']}" if chosen else "", self.validator.errors(metrics))
         if self.observer:
             self.observer.epoch(epoch, metrics)
 
 
-def finished(nodes: Path) -> dict[str, list[Path]]:
-    """Key -> folders of the store in which training up to it is done."""
+def finished(nodes: Path, mark: str = "") -> dict[str, list[Path]]:
+    """Key -> folders of the store in which training up to it is done. With a mark: the folders of the run that shares nothing and has this mark."""
     found: dict[str, list[Path]] = {}
     for folder in sorted(nodes.iterdir()) if nodes.is_dir() else ():
-        if "-" not in folder.name and (folder / "done").exists():
-            found.setdefault(folder.name.partition("+")[0], []).append(folder)
+        name, _, own = folder.name.partition("-")
+        if own == mark and (folder / "done").exists():
+            found.setdefault(name.partition("+")[0], []).append(folder)
     return found
 
 

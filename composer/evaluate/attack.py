@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from composer.registry import REGISTRY
 from composer.shapes import Tensor
 
 CLEAN = ("clean_logits", "clean_probs", "clean_logp", "target_logits", "target_probs", "target_logp", "b")
+STRETCH = 2         # steps of pgd with keep = "any" between two looks at who has fallen
 MADE = ("logits", "probs", "logp", "a", "y", "x", "model", *CLEAN)
 
 
@@ -46,6 +48,7 @@ class Climb:
 
     missed     [N] bool, any point seen so far was misclassified
     zero_grad  [N] bool, the gradient at the first point was exactly zero
+    margin     [N] the smallest lead of the label over the other classes so far (`watch`), norm its point's distance
     """
 
     def __init__(self, judge: Judge, x: Tensor, y: Tensor, loss: Ref):
@@ -60,6 +63,7 @@ class Climb:
         self.clean = judge(x) if set(self.needs) & set(CLEAN) else None
         self.missed = torch.zeros_like(y, dtype=torch.bool)
         self.zero_grad: Tensor | None = None
+        self.watch, self.margin, self.norm = "", torch.full((len(y),), torch.inf, device=x.device), torch.zeros(len(y), device=x.device)
 
     def __call__(self, point: Tensor, grad: bool = True, **others: Tensor) -> SimpleNamespace:
         point = point.detach().requires_grad_(grad)
@@ -68,8 +72,24 @@ class Climb:
             objective = self.fn(*(self._tensor(name, logits) for name in self.needs), **self.options)
         shown = logits.detach()
         self.missed |= (shown.argmax(1) != self.y) | ~shown.isfinite().all(1)
+        if self.watch:
+            self.note(point.detach(), shown)
         grads = {"point": self._gradient(objective, point)} if grad else {}
         return SimpleNamespace(objective=objective.detach(), grads=grads, tensors={"logits": shown})
+
+    def note(self, point: Tensor, logits: Tensor) -> None:
+        """Keep the margin and the distance of the worst point."""
+        margin = lead(logits, self.y)
+        worse = margin < self.margin
+        self.margin = torch.where(worse, margin, self.margin)
+        self.norm = torch.where(worse, length(point - self.x, self.watch), self.norm)
+
+    def only(self, rows: Tensor) -> Climb:
+        """The same of some images."""
+        made = copy.copy(self)
+        made.x, made.y, made.missed, made.margin, made.norm = self.x[rows], self.y[rows], self.missed[rows], self.margin[rows], self.norm[rows]
+        made.clean = None if self.clean is None else self.clean[rows]
+        return made
 
     def _gradient(self, objective: Tensor, point: Tensor) -> Tensor:
         """A model that cuts the graph (rounding, argmax) has gradient zero: the trust check then says so."""
@@ -90,6 +110,19 @@ class Climb:
         return z.softmax(1) if view == "probs" else z.log_softmax(1) if view == "logp" else z
 
 
+def lead(logits: Tensor, y: Tensor) -> Tensor:
+    """[N]: the label's logit less the largest other; -inf where a logit is not finite."""
+    own = y.unsqueeze(1)
+    margin = (logits.gather(1, own) - logits.scatter(1, own, -torch.inf).amax(1, keepdim=True)).squeeze(1)
+    return margin.where(logits.isfinite().all(1), -torch.inf)
+
+
+def length(delta: Tensor, norm: str) -> Tensor:
+    """[N] of a perturbation in the norm; in linf where it is none of ours."""
+    flat = delta.flatten(1)
+    return flat.abs().sum(1) if norm == "l1" else flat.norm(dim=1) if norm == "l2" else flat.abs().amax(1)
+
+
 def correct_flags(judge: Judge, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     """[n] bool on the CPU: correct as they stand. Copied once, at the end."""
     flags = Fit(batch_size).slices(len(y), lambda i, j: judge.correct(*_to(judge, x[i:j], y[i:j])))
@@ -100,40 +133,78 @@ def run_attack(attack: Attack, judge: Judge, x: Tensor, y: Tensor, draws: Draws,
     """Robust flags: correct at the start and, in every restart, classified correctly at the attack's final point (`keep`).
 
     Only images still standing are attacked; each image's noise is its own, so neither this nor the batch size changes what it meets.
+    `margin` and `norm` in `extra`: lead of the label at the worst point, and its distance; NaN where an image was not attacked.
     """
     clean = correct_flags(judge, x, y, batch_size)
     robust, zero = clean.clone(), torch.zeros_like(clean)
+    margin, norm = torch.full((len(y),), torch.nan), torch.full((len(y),), torch.nan)
     fit = Fit(batch_size)
     for restart in range(attack.restarts):
         standing = robust.nonzero().flatten()
 
-        def one(begin: int, end: int, standing: Tensor = standing, restart: int = restart) -> tuple[Tensor, Tensor]:
+        def one(begin: int, end: int, standing: Tensor = standing, restart: int = restart) -> tuple[Tensor, ...]:
             verdict = _batch(attack, judge, x, y, standing[begin:end], draws, restart)
             report(end, len(standing), f"restart {restart + 1}" if attack.restarts > 1 else "")
             return verdict
 
         if verdicts := fit.slices(len(standing), one):
-            held, flat = (torch.cat(column).cpu() for column in zip(*verdicts, strict=True))
+            held, flat, reached, away = (torch.cat(column).cpu() for column in zip(*verdicts, strict=True))
             robust[standing] = held
             zero[standing] |= flat
+            worse = ~(reached >= margin[standing])                # also where there was none
+            margin[standing[worse]], norm[standing[worse]] = reached[worse], away[worse]
     halved = {"batch_halved": fit.refused} if fit.refused else {}
-    return Measured(robust, {"clean": clean, "zero_grad": zero}, {"attacked": int(clean.sum()), "zero_gradients": int(zero.sum()), **halved})
+    return Measured(robust, {"clean": clean, "zero_grad": zero, "margin": margin, "norm": norm}, {"attacked": int(clean.sum()), "zero_gradients": int(zero.sum()), **halved})
 
 
-def _batch(attack: Attack, judge: Judge, x: Tensor, y: Tensor, rows: Tensor, draws: Draws, restart: int) -> tuple[Tensor, Tensor]:
+def _batch(attack: Attack, judge: Judge, x: Tensor, y: Tensor, rows: Tensor, draws: Draws, restart: int) -> tuple[Tensor, ...]:
+    """Of the images `rows`: who holds, whose first gradient was zero, margin and distance of the end point (of the worst one with keep = "any")."""
     xb, yb = _to(judge, x[rows.to(x.device)], y[rows.to(y.device)])
     climb = Climb(judge, xb, yb, attack.loss)
-    held = judge.correct(attack_points(attack, judge, xb, yb, rows, draws, restart, climb), yb)
-    if attack.keep == "any":
-        held &= ~climb.missed
-    return held, climb.zero_grad if climb.zero_grad is not None else torch.zeros_like(held)
+    climb.watch = attack.norm.use if attack.keep == "any" else ""
+    if attack.keep == "any" and attack.inner == "pgd":
+        _until_fallen(attack, judge, climb, rows, draws, restart)
+    else:
+        point = attack_points(attack, judge, xb, yb, rows, draws, restart, climb)
+        with torch.no_grad():
+            logits = judge.verdict(point)
+        climb.note(point, logits) if climb.watch else _end(climb, point, logits, attack.norm.use)
+        wrong = (logits.argmax(1) != yb) | ~logits.isfinite().all(1)
+        climb.missed = climb.missed | wrong if attack.keep == "any" else wrong
+    zero = climb.zero_grad if climb.zero_grad is not None else torch.zeros_like(climb.missed)
+    return ~climb.missed, zero, climb.margin, climb.norm
 
 
-def attack_points(attack: Attack, judge: Judge, xb: Tensor, yb: Tensor, rows: Tensor, draws: Draws, restart: int = 0, climb: Climb | None = None) -> Tensor:
-    """The attack's end points for the images xb, which are the images `rows` of the whole: their noise is drawn by that place."""
+def _end(climb: Climb, point: Tensor, logits: Tensor, norm: str) -> None:
+    climb.margin, climb.norm = lead(logits, climb.y), length(point - climb.x, norm)
+
+
+def _until_fallen(attack: Attack, judge: Judge, climb: Climb, rows: Tensor, draws: Draws, restart: int) -> None:
+    """pgd a few steps at a time: an image that has been misclassified needs no more of them. A step looks at nothing but its point, so stretches join."""
+    standing, point, left = torch.arange(len(rows)), climb.x, attack.options["steps"]
+    while len(standing):
+        there = standing.to(climb.x.device)
+        part, begun = climb.only(there), left < attack.options["steps"]
+        some = replace(attack, options={**attack.options, "steps": min(left, STRETCH)})
+        point = attack_points(some, judge, part.x, part.y, rows[standing], draws, restart, part, at=point if begun else None)
+        left -= min(left, STRETCH)
+        if left == 0:
+            part(point=point, grad=False)
+        climb.zero_grad = part.zero_grad if climb.zero_grad is None else climb.zero_grad
+        for name in ("missed", "margin", "norm"):
+            getattr(climb, name)[there] = getattr(part, name)
+        if left == 0:
+            return
+        stands = ~part.missed
+        standing, point = standing[stands.cpu()], point[stands]
+
+
+def attack_points(attack: Attack, judge: Judge, xb: Tensor, yb: Tensor, rows: Tensor, draws: Draws, restart: int = 0, climb: Climb | None = None,
+                  at: Tensor | None = None) -> Tensor:
+    """The attack's end points for the images xb, which are the images `rows` of the whole: their noise is drawn by that place. at: where it stands already."""
     climb = climb or Climb(judge, xb, yb, attack.loss)
     primitive = REGISTRY.get("inner", attack.inner)
-    kind, start = _start(attack.start)
+    kind, start = _start(attack.start) if at is None else ("", lambda x, ball, noise=None: at)
     noise = {"start": [draws.rows(kind, str(restart), rows, xb) if kind else None]}
     for name, (sort, count) in primitive.flags.get("draws", {}).items():
         count = attack.options[count] if isinstance(count, str) else count

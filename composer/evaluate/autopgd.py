@@ -1,4 +1,4 @@
-"""AutoPGD as a step on many jobs at once, in linf, l2 and l1: the library's rules, every image with its own random start."""
+"""AutoPGD as a step on many jobs at once, in linf, l2 and l1: the library's rules, from the starting points handed in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from composer.evaluate.draws import Draws
 from composer.evaluate.pool import State, join, select
 from composer.shapes import Tensor
 
@@ -63,20 +62,27 @@ class AutoPGD:
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     eps: float
     norm: str
-    draws: Draws
-    rows: Tensor            # the images' places in the whole, ascending, on the CPU
-    path: str
     targets: Tensor | None = None           # [N,K] classes by clean logit, ascending; a job's tag counts from the end
     steps: int = 100
 
     def __post_init__(self) -> None:
         self.plan = torch.tensor(window(self.steps))
+        self.noise = torch.empty(0)         # [N,...] of every image, drawn anew for every round
+
+    @property
+    def kind(self) -> str:
+        return "uniform" if self.norm == "linf" else "gaussian"
+
+    @property
+    def idle(self) -> int:
+        """Further draws of a round that the library makes and does not use."""
+        return 0
 
     def start(self, x: Tensor, y: Tensor, who: Tensor, tag: Tensor) -> State:
         there = who.to(x.device)
         x, y = x[there], y[there]
         target = y if self.targets is None else self.targets[there, -tag.to(x.device)]
-        return self.enter(x, y, target, self.first(x, self._noise(x, who, tag)), who, tag)
+        return self.enter(x, y, target, self.first(x, self.noise[there]), who, tag)
 
     def enter(self, x: Tensor, y: Tensor, target: Tensor, point: Tensor, who: Tensor, tag: Tensor) -> State:
         z, loss, grad = self.climb(point, y, target)
@@ -85,15 +91,6 @@ class AutoPGD:
                "spared": torch.zeros_like(loss, dtype=torch.bool), "step": torch.full_like(loss, 2 * self.eps),
                "fallen": z.argmax(1) != y, "done": torch.zeros_like(y, dtype=torch.bool)}
         return {name: value.clone() for name, value in new.items()}
-
-    def _noise(self, x: Tensor, who: Tensor, tag: Tensor) -> Tensor:
-        kind = "uniform" if self.norm == "linf" else "gaussian"
-        noise = torch.empty_like(x)
-        for one in tag.unique().tolist():
-            mine = (tag == one).nonzero().flatten()
-            order = who[mine].argsort()
-            noise[mine[order].to(x.device)] = self.draws.rows(kind, f"{self.path}/{one}", self.rows[who[mine[order]]], x)
-        return noise
 
     def first(self, x: Tensor, noise: Tensor) -> Tensor:
         """On the sphere, in a random direction."""
@@ -185,21 +182,32 @@ class AutoPGD1(AutoPGD):
         self.every = (self.lengths * 0.04).long().clamp_min(1)
         self.radii = [radius * self.eps for radius, _ in shares]
 
-    def ball(self, x: Tensor, point: Tensor, radius: Tensor) -> Tensor:
+    @property
+    def idle(self) -> int:
+        return len(self.radii) if self.staged else 0
+
+    def into(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
+        """What brings x + delta into the ball and the box."""
         from pyautoattack.autopgd_base import L1_projection
 
-        return point + L1_projection(x, point - x, radius)
+        return L1_projection(x, delta, radius)
 
     def start(self, x: Tensor, y: Tensor, who: Tensor, tag: Tensor) -> State:
         there = who.to(x.device)
-        noise = self._noise(x[there], who, tag)
+        noise = self.noise[there]
         x, y = x[there], y[there]
         target = y if self.targets is None else self.targets[there, -tag.to(x.device)]
-        return self.stage(x, y, target, x + noise, who, tag, 0, fresh=not self.staged)
+        point = x + noise
+        radius = torch.full((len(x),), self.radii[0], device=x.device)
+        for _ in range(2 if self.staged else 1):
+            point = point + self.into(x, point - x if self.staged else noise, radius)
+        return self.stage(x, y, target, point, who, tag, 0, fresh=not self.staged)
 
     def stage(self, x: Tensor, y: Tensor, target: Tensor, point: Tensor, who: Tensor, tag: Tensor, number: int, fresh: bool = False) -> State:
         radius = torch.full((len(x),), self.radii[number], device=x.device)
-        point = self.ball(x, point, radius).clamp(0, 1)
+        if number > 0:
+            point = point + self.into(x, point - x, radius)
+        point = point.clamp(0, 1)
         size = x[0].numel()
         used = (point != x).flatten(1).sum(1).to(x)
         s = self.enter(x, y, target, point, who, tag)
@@ -225,8 +233,10 @@ class AutoPGD1(AutoPGD):
         rank = ((1 - s["top"]) * size).clamp(0, size - 1).long()
         least = slope.sort(1).values.gather(1, rank[:, None])
         sign = (s["grad"].flatten(1) * (slope >= least)).sign()
-        away = (sign / (sign.abs().sum(1, keepdim=True) + 1e-10)).view_as(s["x"])
-        return self.ball(s["x"], s["point"] + over(s["step"], away) * away, s["radius"]).clamp(0, 1)
+        x = s["x"]
+        # the library's order of operations: which pixels lie exactly still decides how many move next
+        delta = s["point"] + (s["step"][:, None] * sign / (sign.abs().sum(1, keepdim=True) + 1e-10)).view_as(x) - x
+        return x + delta + self.into(x, delta, s["radius"])
 
     def check(self, s: State) -> None:
         due = (s["i"] + 1) % self.every[s["stage"]] == 0

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 
+from composer.evaluate.memory import Fit
 from composer.evaluate.results import Measured
 from composer.options import Ref
 from composer.registry import REGISTRY, measure
@@ -42,27 +43,36 @@ def run_spsa(judge: Any, x: Tensor, y: Tensor, draws: Any, batch_size: int, repo
     from composer.evaluate.attack import correct_flags
 
     held = slot.load_part()
-    if held:
-        clean, robust, done, queries = held[0]["clean"], held[0]["robust"], held[1]["done"], held[1]["queries"]
+    if held and "margin" in held[0]:
+        clean, robust, margin, away = (held[0][name] for name in ("clean", "robust", "margin", "norm"))
+        done, queries = held[1]["done"], held[1]["queries"]
     else:
         clean = correct_flags(judge, x, y, batch_size)
         robust, done, queries = clean.clone(), 0, 0
+        margin, away = torch.full((len(y),), torch.nan), torch.full((len(y),), torch.nan)
     correct = clean.nonzero().flatten()
-    size = max(1, batch_size // 2)
+    fit = Fit(batch_size)
     while done < len(correct):
-        rows = correct[done:done + size]
-        robust[rows], asked = _batch(judge, x, y, rows, draws, batch_size, eps, norm, **settings)
-        done, queries = done + len(rows), queries + asked
-        slot.save_part({"clean": clean, "robust": robust}, {"done": done, "queries": queries})
+        rows, found = fit(lambda size, done=done: _some(judge, x, y, correct[done:done + max(1, size // 2)], draws, size, eps, norm, **settings))  # type: ignore[misc]
+        robust[rows], margin[rows], away[rows] = found[:3]
+        done, queries = done + len(rows), queries + found[3]
+        slot.save_part({"clean": clean, "robust": robust, "margin": margin, "norm": away}, {"done": done, "queries": queries})
         report(done, len(correct))
-    return Measured(robust, {"clean": clean}, {"attacked": len(correct), "queries": queries})
+    halved = {"batch_halved": fit.refused} if fit.refused else {}
+    return Measured(robust, {"clean": clean, "margin": margin, "norm": away}, {"attacked": len(correct), "queries": queries, **halved})
+
+
+def _some(judge: Any, x: Tensor, y: Tensor, rows: Tensor, *settings: Any, **more: Any) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, int]]:
+    return rows, _batch(judge, x, y, rows, *settings, **more)
 
 
 def _batch(judge: Any, x: Tensor, y: Tensor, rows: Tensor, draws: Any, limit: int, eps: float, norm: Ref, *, delta: float, samples: int, steps: int,
-           lr: float) -> tuple[Tensor, int]:
-    """([n] bool: still standing at the end, queries asked) for the images `rows`. An image leaves the batch as soon as it is broken."""
-    from composer.evaluate.attack import _to
+           lr: float) -> tuple[Tensor, Tensor, Tensor, int]:
+    """([n] bool: still standing at the end, margin and distance of the last point, queries asked) for the images `rows`. An image leaves the batch as
+    soon as it is broken."""
+    from composer.evaluate.attack import _to, lead, length
 
+    margin, away = torch.zeros(len(rows)), torch.zeros(len(rows))
     xb, yb = _to(judge, x[rows.to(x.device)], y[rows.to(y.device)])
     standing, queries = torch.arange(len(rows)), 0
     words = samples * math.ceil(xb[0].numel() / 32)
@@ -74,13 +84,15 @@ def _batch(judge: Any, x: Tensor, y: Tensor, rows: Tensor, draws: Any, limit: in
         first, second = BETAS[0] * first + (1 - BETAS[0]) * slope, BETAS[1] * second + (1 - BETAS[1]) * slope.square()
         move = (first / (1 - BETAS[0]**step)) / ((second / (1 - BETAS[1]**step)).sqrt() + TINY)
         point = REGISTRY.get("ball", norm.use).fn(x0, eps, **norm.options).project(point + lr * move)
-        held = judge.correct(point, label)
+        logits = judge.verdict(point)
+        held = (logits.argmax(1) == label) & logits.isfinite().all(1)
+        margin[standing], away[standing] = lead(logits, label).float().cpu(), length(point - x0, norm.use).float().cpu()
         queries += len(label) * (2 * samples + 1)
         state = tuple(each[held] for each in (x0, label, point, first, second))
         standing = standing[held.cpu()]
         if not len(standing):
             break
-    return torch.zeros(len(rows), dtype=torch.bool).index_fill(0, standing, True), queries
+    return torch.zeros(len(rows), dtype=torch.bool).index_fill(0, standing, True), margin, away, queries
 
 
 def estimate(objective: Callable[[Tensor], PerExample], point: Tensor, bits: Tensor, delta: float, samples: int, limit: int) -> Tensor:

@@ -13,7 +13,7 @@ from composer.registry import REGISTRY, measure
 from composer.shapes import Images, Labels, Module, Norm, Start, Tensor, ThreatPixels, ThreatSteps
 
 
-@measure(unit="pixels")
+@measure(unit="pixels", figure="histogram")
 def effective_margin(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Callable[..., None], *,
                      split: Literal["test", "train", "val"] = "test", over: Literal["correct", "all"] = "correct", at: Literal["clean", "adv"] = "clean",
                      eps: ThreatPixels, step: ThreatPixels, steps: ThreatSteps, start: Start, norm: Norm) -> Measured:
@@ -67,7 +67,7 @@ def described(values: Tensor) -> Measured:
     return result
 
 
-@measure(unit="pixels")
+@measure(unit="pixels", figure="histogram")
 def mean_radius(run: Any, *, point: str = "") -> Measured:
     """Mean radius that the run's attack takes at the training images, for the judged weights: what the last stretch's inner maximum gives each.
 

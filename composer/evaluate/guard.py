@@ -50,9 +50,13 @@ class Judge:
         with torch.no_grad():
             return self.raw(x).clone(memory_format=torch.contiguous_format)    # Square writes into what it is given
 
+    def verdict(self, x: Tensor) -> Tensor:
+        """The logits that decide whether an attack has succeeded."""
+        return self(x)
+
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
         """[N] bool: argmax is the label. Logits that are not finite answer nothing, so they count as wrong."""
-        logits = self(x)
+        logits = self.verdict(x)
         return (logits.argmax(1) == y) & logits.isfinite().all(1)
 
 
@@ -90,9 +94,17 @@ def _eager(module: torch.nn.Module) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def eager_precision() -> Iterator[None]:
-    """No autocast of the caller's reaches into the block."""
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else contextlib.nullcontext():
-        yield
+    """Neither autocast of the caller's reaches into the block, nor tf32: float32 products are float32's."""
+    products = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [each.allow_tf32 for each in products]
+    try:
+        for each in products:
+            each.allow_tf32 = False
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else contextlib.nullcontext():
+            yield
+    finally:
+        for each, allowed in zip(products, before, strict=True):
+            each.allow_tf32 = allowed
 
 
 @contextlib.contextmanager

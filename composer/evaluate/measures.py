@@ -106,8 +106,8 @@ def aa(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report:
     number of targets to K-1; below four classes the targeted DLR attack does not exist, and the details say what ran instead.
 
     version   custom runs `attacks`, of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, in that order and with the library's own settings (5 restarts)
-    mode      exact: the library itself, its flags for the evaluation's seed and batch size. fast: the same algorithms arranged for speed, with
-              random numbers that belong to the image (the batch size changes nothing); rand is always exact
+    mode      exact: the library itself, its flags for the evaluation's seed and batch size. fast: the same algorithms arranged for speed, with the
+              random numbers that the library draws in its own batches of 250 (the batch size here changes nothing); rand is always exact
 
     Formula: mean_i [correct(x_i) and no attack of the version breaks x_i]   [share of images]
     Paper:   Croce and Hein, ICML 2020
@@ -160,6 +160,8 @@ def fab(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report
 def square(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Report, slot: Any, *,
            queries: Annotated[int, Ge(1)] = 5000, mode: Mode = "exact", eps: ThreatPixels, norm: Norm) -> Measured:
     """Accuracy under the Square attack alone: random squares, kept where the margin falls; no gradient.
+
+    The library's squares never come to the last row and column (only those of the image's size do). In fast mode a twentieth more queries follow there.
 
     Formula: mean_i [correct(x_i) and no query breaks x_i]   [share of images]
     Paper:   Andriushchenko et al., ECCV 2020

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -26,14 +25,16 @@ class Search(Protocol):
         """What jobs that ended without success go on with."""
 
 
-def run_jobs(search: Search, x: Tensor, y: Tensor, who: Tensor, tag: Tensor, width: int, tell: Callable[[int, int], None] = lambda *_: None) -> Tensor:
+def run_jobs(search: Search, x: Tensor, y: Tensor, who: Tensor, tag: Tensor, width: int, found: Tensor | None = None,
+             alive: Tensor | None = None) -> Tensor:
     """Adversarial images of x, unmoved where no job succeeded.
 
     who, tag   [J] on the CPU, in the order in which jobs enter; once an image has fallen, its other jobs are dropped
     width      jobs at work at once
-    tell       called with (jobs behind us, J)
+    found      what earlier jobs found, written into; alive: [N] bool on the CPU, whom they left standing, written into
     """
-    found, alive = x.clone(), torch.ones(len(x), dtype=torch.bool)
+    found = x.clone() if found is None else found
+    alive = torch.ones(len(x), dtype=torch.bool) if alive is None else alive
     state: State | None = None
     entered, total = 0, len(who)
     while True:
@@ -49,7 +50,6 @@ def run_jobs(search: Search, x: Tensor, y: Tensor, who: Tensor, tag: Tensor, wid
         if state is not None:
             search.step(state)
             state = _settle(search, state, found, alive)
-            tell(entered - (len(state["who"]) if state else 0), total)
 
 
 def _settle(search: Search, state: State, found: Tensor, alive: Tensor) -> State | None:

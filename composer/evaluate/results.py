@@ -67,6 +67,12 @@ class Run(Protocol):
     def radii(self, point: str = "") -> Tensor:
         """[n] pixels: the radius of the inner maximum in the last stretch, at every training image, for the judged weights."""
 
+    def reference(self, text: str) -> Any:
+        """A second network (images -> logits): a file of weights, a finished run, or the run of a recipe beside this one."""
+
+    def reference_digest(self, text: str) -> str:
+        """Of that network's weights."""
+
     def step_seconds(self) -> Tensor:
         """[epochs] seconds of one training step, as the run's own record says; NaN where it says nothing."""
 

@@ -1,21 +1,20 @@
-"""The Square attack with a window of its own for every image; an image leaves as soon as it has fallen."""
+"""The Square attack with the library's windows; an image leaves as soon as it has fallen."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from composer.evaluate.blackbox import unpack
-from composer.evaluate.draws import Draws
+from composer.evaluate.luck import Luck, parts
 from composer.evaluate.pool import State, select
 from composer.shapes import Tensor
 
 SHARE = 0.8
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)       # queries after which the share of pixels in a square is halved
-BLOCK = 200             # queries whose random numbers are drawn at once
+EDGES = 20              # one query in so many more, in the last row and column
 
 
 def side(query: int, size: int, least: int) -> int:
@@ -31,92 +30,100 @@ def lead(z: Tensor, y: Tensor) -> Tensor:
     return (z.gather(1, own) - z.scatter(1, own, -torch.inf).amax(1, keepdim=True))[:, 0]
 
 
+def begin(draw: float, length: int, size: int) -> int:
+    """Where a window begins. The library never draws the last place: the last row and column are met by windows of the image's size alone."""
+    return int((size - length) * draw)
+
+
 @dataclass
 class Squares:
     """linf.
 
-    Formula: x' = x with a window set to x_0 + eps·s, s = ±1 a channel; kept where the margin falls   [queries]
+    edges   a twentieth more queries at the end, in the last row and column: where the library's windows never come
+    width   images asked about at once
+
+    Formula: x' = x with a window moved by 2 eps·s, s = ±1 a channel, into the ball; kept where the margin falls   [queries]
     Paper:   Andriushchenko et al., ECCV 2020
     """
 
     model: Callable[[Tensor], Tensor]
     eps: float
     norm: str
-    draws: Draws
-    path: str
+    seed: int
     queries: int = 5000
+    edges: bool = False
+    width: int = 1000
+    luck: Luck = field(init=False)
+    least = 1
 
-    def run(self, x: Tensor, y: Tensor, rows: Tensor, tell: Callable[[int, int], None] = lambda *_: None) -> Tensor:
-        """Adversarial images of x, unmoved where none was found; rows as in draws."""
+    def run(self, x: Tensor, y: Tensor) -> Tensor:
+        """Adversarial images of x, unmoved where none was found."""
+        self.luck = Luck(len(x), self.seed)
         found = x.clone()
-        s: State | None = self.begin(x, y, rows)
+        start = self.pattern(x)
+        s: State | None = {"who": torch.arange(len(x)), "x": x, "y": y, "answer": start, "margin": lead(self.ask(start), y)}
         s = self.settle(s, found)
-        for query in range(self.queries):
+        for query in range(self.queries + (math.ceil(self.queries / EDGES) if self.edges else 0)):
             if s is None:
                 break
-            if query % BLOCK == 0:
-                s |= self.draw(query // BLOCK, s)
-                tell(query, self.queries)
-            new = self.propose(s, query)
-            margin = lead(self.model(new), s["y"])
-            better = (margin < s["margin"]) | (margin <= 0)
-            s["answer"] = torch.where(better.view(-1, 1, 1, 1), new, s["answer"])
-            s["margin"] = torch.where(better, margin, s["margin"])
+            self.step(s, query)
             s = self.settle(s, found)
         return found
 
-    def begin(self, x: Tensor, y: Tensor, rows: Tensor) -> State:
-        start = self.pattern(x, rows)
-        return {"who": torch.arange(len(x)), "rows": rows, "x": x, "y": y, "answer": start, "margin": lead(self.model(start), y),
-                "low": (x - self.eps).clamp_min(0), "high": (x + self.eps).clamp_max(1)}
+    def ask(self, points: Tensor) -> Tensor:
+        return torch.cat([self.model(some) for some in points.split(self.width)])
 
     def settle(self, s: State, found: Tensor) -> State | None:
         hit = (s["margin"] <= 0).cpu()
-        if not hit.any():
+        if hit.any():
+            found[s["who"][hit].to(found.device)] = s["answer"][hit.to(found.device)]
+            left = (~hit).nonzero().flatten()
+            if not len(left):
+                return None
+            s = select(s, left)
+        elif "low" in s:
             return s
-        there = hit.to(found.device)
-        found[s["who"][hit].to(found.device)] = s["answer"][there]
-        left = (~hit).nonzero().flatten()
-        return select(s, left) if len(left) else None
+        self.parts = list(parts(s["who"]))
+        return s | {"low": (s["x"] - self.eps).clamp_min(0), "high": (s["x"] + self.eps).clamp_max(1)}
 
-    def words(self, channels: int) -> int:
-        """32-bit words a query: two for two windows' corners, the rest for signs and the turn of the pattern."""
-        return 2 + math.ceil((channels + 1) / 32)
+    def better(self, s: State, new: Tensor) -> Tensor:
+        """[n,1,1,1] bool: the new points are kept."""
+        margin = lead(self.ask(new), s["y"])
+        better = (margin < s["margin"]) | (margin <= 0)
+        s["margin"] = torch.where(better, margin, s["margin"])
+        return better.view(-1, 1, 1, 1)
 
-    def draw(self, block: int, s: State) -> State:
-        """Windows' corners as fractions [n,B,4] and signs [n,B,C+1] of the next queries."""
-        channels = s["x"].shape[1]
-        words = self.words(channels)
-        bits = self.draws.bits(f"{self.path}/{block}", s["rows"], BLOCK * words).view(-1, BLOCK, words).to(s["x"].device)
-        corner = torch.stack((bits[..., :2] & 0xFFFF, bits[..., :2] >> 16 & 0xFFFF), -1).flatten(2).float() / 65536
-        return {"corner": corner, "sign": unpack(bits[..., 2:].contiguous(), channels + 1).float()}
+    def place(self, draws: Tensor, length: int, rows: int, columns: int, query: int) -> tuple[slice, slice]:
+        """The window of two draws in [0,1)."""
+        down, right = draws.tolist()
+        row, column = begin(down, length, rows), begin(right, length, columns)
+        if query >= self.queries:          # along one of the two edges, uniformly over its places
+            last, at = int(2 * down), 2 * down % 1
+            row = rows - length if last == 0 else int((rows - length + 1) * at)
+            column = columns - length if last == 1 else int((columns - length + 1) * right)
+        return slice(row, row + length), slice(column, column + length)
 
-    def pattern(self, x: Tensor, rows: Tensor) -> Tensor:
+    def pattern(self, x: Tensor) -> Tensor:
         """Vertical stripes of ±eps."""
-        n, c, _, w = x.shape
-        bits = self.draws.bits(f"{self.path}/start", rows, math.ceil(c * w / 32)).to(x.device)
-        return (x + self.eps * unpack(bits, c * w).to(x).view(n, c, 1, w)).clamp(0, 1)
+        _, c, _, w = x.shape
+        drawn = [self.luck.rand(group, part.stop - part.start, c, 1, w) for group, part in parts(torch.arange(len(x)))]
+        return (x + self.eps * (2 * torch.cat(drawn).to(x) - 1).sign()).clamp(0, 1)
 
-    def propose(self, s: State, query: int) -> Tensor:
-        h, w = s["x"].shape[2:]
-        length = min(side(query, h * w, 1), h, w)
-        corner, sign = s["corner"][:, query % BLOCK], s["sign"][:, query % BLOCK, :-1]
-        inside = frame(corner[:, 0], length, h)[:, None, :, None] & frame(corner[:, 1], length, w)[:, None, None, :]
-        value = torch.where(sign[:, :, None, None] > 0, s["high"], s["low"])
-        return torch.where(inside, value, s["answer"])
-
-
-def first(corner: Tensor, length: int, size: int) -> Tensor:
-    """[n] int64: where a window begins, uniform over all places. The library never draws the last one, and so leaves the last row and column to
-    large windows: on small images it stays short of the best point.
-    """
-    return (corner * (size - length + 1)).long()
-
-
-def frame(corner: Tensor, length: int, size: int) -> Tensor:
-    """[n,size] bool: the pixels of the window along one side."""
-    begin, at = first(corner, length, size)[:, None], torch.arange(size, device=corner.device)
-    return (at >= begin) & (at < begin + length)
+    def step(self, s: State, query: int) -> None:
+        """The windows alone are written, and put back where the margin did not fall."""
+        point = s["answer"]
+        c, h, w = point.shape[1:]
+        length = min(side(min(query, self.queries - 1), h * w, self.least), h, w)
+        before = []
+        for group, part in self.parts:
+            drawn = self.luck.rand(group, 2 + c)
+            window = (part, slice(None), *self.place(drawn[:2], length, h, w, query))
+            move = 2 * self.eps * (2 * drawn[2:] - 1).sign().to(point).view(-1, 1, 1)
+            before.append((window, point[window].clone()))
+            point[window] = (point[window] + move).clamp(s["low"][window], s["high"][window])
+        better = self.better(s, point)
+        for window, old in before:
+            point[window] = torch.where(better[window[0]], point[window], old)
 
 
 def hill(rows: int, columns: int, power: int, device: torch.device) -> Tensor:
@@ -144,6 +151,8 @@ class SquaresP(Squares):
     Paper:   Andriushchenko et al., ECCV 2020; l1: Croce and Hein, ICML 2021
     """
 
+    least = 3
+
     def length_of(self, x: Tensor) -> Tensor:
         """Over the two pixel axes."""
         return x.square().sum((-2, -1), keepdim=True).sqrt() if self.norm == "l2" else x.abs().sum((-2, -1), keepdim=True)
@@ -160,36 +169,43 @@ class SquaresP(Squares):
 
         return (x + delta + L1_projection(x, delta, self.eps * (1 - 1e-6))).clamp(0, 1)
 
-    def pattern(self, x: Tensor, rows: Tensor) -> Tensor:
-        n, c, h, w = x.shape
+    def tiles(self, length: int, drawn: Tensor, like: Tensor) -> Tensor:
+        """[n,C,s,s]: the pattern, turned or not by the first draw, with a sign a channel of an image by the others."""
+        tile = pattern_of(length, self.norm, like.device)
+        return (tile.T if drawn[0] > 0.5 else tile) * (2 * drawn[1:] - 1).sign().to(like).view(-1, like.shape[1], 1, 1)
+
+    def pattern(self, x: Tensor) -> Tensor:
+        _, c, h, w = x.shape
         length = max(h // 5, 1)
         skip = (h - 5 * length) // 2 if h >= 5 else 0
-        places = [(r, q) for r in range(skip, h - length + 1, length) for q in range(skip, w - length + 1, length)]
-        signs = unpack(self.draws.bits(f"{self.path}/start", rows, math.ceil((c + 1) / 32) * len(places)).view(n, len(places), -1), c + 1).to(x)
-        tile, delta = pattern_of(length, self.norm, x.device), torch.zeros_like(x)
-        for k, (r, q) in enumerate(places):
-            turned = torch.where(signs[:, k, -1].view(-1, 1, 1, 1) > 0, tile, tile.T)
-            delta[:, :, r:r + length, q:q + length] = turned * signs[:, k, :-1, None, None]
+        places = [(skip + r * length, skip + q * length) for r in range(h // length) for q in range(w // length)]
+        delta = torch.zeros_like(x)
+        for group, part in parts(torch.arange(len(x))):
+            for r, q in places:
+                tiles = self.tiles(length, self.luck.rand(group, 1 + (part.stop - part.start) * c), x)      # drawn also where it does not fit
+                if r + length <= h and q + length <= w:
+                    delta[part, :, r:r + length, q:q + length] = tiles
         return self.onto(x, delta)
 
-    def propose(self, s: State, query: int) -> Tensor:
-        x = s["x"]
+    def step(self, s: State, query: int) -> None:
+        new = torch.cat([self.propose(s["x"][part], s["answer"][part], group, query) for group, part in self.parts])
+        s["answer"] = torch.where(self.better(s, new), new, s["answer"])
+
+    def propose(self, x: Tensor, point: Tensor, group: int, query: int) -> Tensor:
         n, c, h, w = x.shape
-        length = min(side(query, h * w, 3), h, w)
-        corner, sign = s["corner"][:, query % BLOCK], s["sign"][:, query % BLOCK]
-        delta = s["answer"] - x
-        one, two = ((frame(corner[:, k], length, h)[:, None, :, None] & frame(corner[:, k + 1], length, w)[:, None, None, :]) for k in (0, 2))
-        freed, own, used = self.length_of(delta * (one | two)), self.length_of(delta * one), self.whole(delta)
-        at = torch.arange(length, device=x.device)
-        place = (first(corner[:, 0], length, h)[:, None, None] + at[:, None]) * w + first(corner[:, 1], length, w)[:, None, None] + at
-        place = place.view(n, 1, -1).expand(n, c, -1)
-        tile = pattern_of(length, self.norm, x.device)
-        new = torch.where(sign[:, -1].view(-1, 1, 1, 1) > 0, tile, tile.T) * sign[:, :-1, None, None]
-        new = new + (delta.flatten(2).gather(2, place) / (1e-12 + own.flatten(2))).view_as(new)
+        length = min(side(min(query, self.queries - 1), h * w, self.least), h, w)
+        drawn = self.luck.rand(group, 5 + n * c)
+        one, two = ((slice(None), slice(None), *self.place(draws, length, h, w, query)) for draws in (drawn[:2], drawn[2:4]))
+        delta = point - x
+        either = torch.zeros_like(delta)
+        either[one], either[two] = 1, 1
+        freed, used = self.length_of(delta * either), self.whole(delta)
+        new = self.tiles(length, drawn[4:], x) + delta[one] / (1e-12 + self.length_of(delta[one]))
         if self.norm == "l2":
             room = ((self.eps**2 - used.square()).clamp_min(0) / c + freed.square()).sqrt()
         else:
             room = ((self.eps - used).clamp_min(0) / c + freed) * c
         new = new / (1e-12 + self.length_of(new)) * room
-        delta = torch.where(two, torch.zeros_like(delta), delta).flatten(2).scatter(2, place, new.flatten(2)).view_as(delta)
+        delta[two] = 0
+        delta[one] = new
         return self.onto(x, delta)

@@ -27,7 +27,7 @@ def emr(logits: Logits, x: Leaf) -> PerExample:
     return total
 
 
-@loss(couples={"scale": "code"})
+@loss(couples={"scale": "code"}, couples_by="count")
 def approx_emr(logits: Logits, x: Leaf, *, t: Annotated[float, Gt(0)] = 1.0, scale: Literal["paper", "code"] = "paper") -> PerExample:
     """Effective-margin regularisation with one gradient: the slope of the logits' mean, weighed by a tempered prediction.
 

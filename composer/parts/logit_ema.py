@@ -33,6 +33,7 @@ class logit_ema:
                  init: Literal["zero", "first"] = "zero", compensate: bool = False, reset_each_epoch: bool = False):
         self.decay, self.state, self.init = decay, state, init
         self.compensate, self.reset_each_epoch = compensate, reset_each_epoch
+        self.offset = 0                                   # the row of the batch that the rows given begin with
         self._memory: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}
 
@@ -44,7 +45,7 @@ class logit_ema:
 
     def _rows(self, held: Tensor, i: Tensor, y: Tensor, n: int) -> Tensor:
         """The memory each example of the batch meets, [N,…]."""
-        return held[:n] if self.state == "position" else held[i if self.state == "index" else y]
+        return held[self.offset:self.offset + n] if self.state == "position" else held[i if self.state == "index" else y]
 
     def _old(self, logits: Tensor, i: Tensor, y: Tensor, point: str) -> Tensor:
         old = self._rows(self._memory[point], i, y, len(logits))

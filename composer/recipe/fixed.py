@@ -40,7 +40,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any, str]]] = {
         "held_out": (Annotated[int, Ge(0)], 0, "training images kept apart for selection"),
         "stratified": (bool, False, "the held-out images have the class frequencies of the training set"),
         "n": (Count | None, None, "held-out images attacked; default all"),
-        "attack": (Measure, None, "the measure that selects"),
+        "attack": (Measure, None, "the measure that selects; default pgd-10 climbing the margin (cw), an image counted at its worst step"),
         "weights": (str, "live", "which weights are judged: live, or a part"),
         "from": (Count | Literal["last_phase"], 1, "first epoch that may be selected, or last_phase"),
         "report": (Literal["best", "last", "both"], "last", "which weights are reported"),

@@ -171,6 +171,8 @@ class Reader:
             self.problems.add(("select", "report"), f"report = {quote(v['report'])} with held_out = 0",
                               why="without held-out images nothing can select", fix='set select.held_out, or write report = "last"')
         attack = v.pop("attack")
+        if attack is None and v["held_out"] and v["report"] != "last":
+            attack = Ref("measure", "pgd", {"steps": 10, "loss": Ref("loss", "cw"), "keep": "any"})
         if isinstance(attack, Ref):
             unit = self.registry.get("measure", attack.use).flags.get("unit")
             if unit:

@@ -26,8 +26,9 @@ def draw_all(summary: Summary, folder: Path | str) -> list[Path]:
             figure = draw(summary, table)
             if figure is not None:
                 made += save(figure, Path(folder), f"{name}{number}")
+    names = {path.name for path in made}
     for path in Path(folder).glob("*.*"):                     # of an earlier writing, with other tables
-        if path not in made and ours(path.stem):
+        if path.name not in names and ours(path.stem):
             path.unlink(missing_ok=True)
     return made
 

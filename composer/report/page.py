@@ -15,6 +15,8 @@ from composer.report.ablation.sheet import Cell, Head, Sheet
 from composer.report.ablation.sheets import sheets_of
 from composer.report.ablation.terminal import headline
 from composer.report.effects import TITLES, ours
+from composer.report.figures.draw import head_of, run_pictures, study_pictures
+from composer.report.figures.record import FACTS, FOLDER
 from composer.report.read import read_json
 
 
@@ -54,8 +56,9 @@ def names(out: Path, room: str, proof: str) -> list[str]:
 
 def study_page(summary: Summary, plots: Path) -> str:
     pictures = [path for name in TITLES for path in sorted(plots.glob(f"{name}*.png")) if ours(path.stem)]
+    figures = [{"uri": data_uri(path), "words": words} for path, words in study_pictures(plots, summary.tables)]
     return render(title=headline(summary), about=summary.about, banners=summary.banners, sheets=sheets_of(summary), footer=summary.footer,
-                  pictures=[_picture(path, summary) for path in pictures])
+                  pictures=[*figures, *(_picture(path, summary) for path in pictures)])
 
 
 def _picture(path: Path, summary: Summary) -> dict[str, str]:
@@ -78,6 +81,8 @@ def run_files(folder: Path) -> Path:
     sheet, n = run_sheet(result), result.get("n") or {}
     records = [{"checkpoint": checkpoint, "metric": name, "value": value, "n": n.get(name)} for checkpoint, values in rows_of(result)
                for name, value in values.items()]
+    if (folder / FACTS).is_file():
+        run_pictures(folder, folder.name)
     atomic.write_text(folder / "table.md", f"# {escape(head(result))}\n\n{sheet_text(sheet)}\n")
     atomic.write_text(folder / "table.tex", f"{HEAD}\n\n{sheet_latex(sheet, str(result.get('run') or folder.name))}\n")
     atomic.write_text(folder / "table.csv", csv_text(records))
@@ -93,7 +98,8 @@ def run_page(folder: Path, result: Mapping[str, Any]) -> str:
     banners = [line for line, tone in foot(result) if tone == "bad"]
     return render(title=head(result), about="", banners=banners, sheets=[sheet for sheet in [run_sheet(result)] if not sheet.empty],
                   footer=[*(("note", line) for line, tone in foot(result) if tone != "bad"), *facts(result)],
-                  pictures=[{"uri": data_uri(picture), "words": "Training curves"}] if picture.is_file() else [],
+                  pictures=[*([{"uri": data_uri(picture), "words": "Training curves"}] if picture.is_file() else []),
+                            *({"uri": data_uri(path), "words": head_of(path.stem)} for path in sorted((folder / FOLDER).glob("*.png")))],
                   blocks=[{"title": title, "text": path.read_text(encoding="utf-8", errors="replace")} for title, path in texts if path.is_file()])
 
 

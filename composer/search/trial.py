@@ -18,7 +18,7 @@ from composer.engine.judge import batch_of, evaluation_folder, judged_weights, p
 from composer.engine.lock import Held
 from composer.engine.record import Record
 from composer.engine.run import Recorded, Runner, writable
-from composer.engine.session import Settings
+from composer.engine.session import Session, Settings
 from composer.engine.train import Trainer
 from composer.engine.walk import lineage
 from composer.errors import ComposerError, Diverged, Stopped
@@ -143,17 +143,22 @@ class TrialRunner(Runner):
 
     def measure(self, weights: dict[str, Any]) -> dict[str, float]:
         """The further measures on held-out images."""
-        specs = measures_of(self.recipe, self.work.measures)
-        if not specs:
-            return {}
-        from composer.evaluate.protocol import evaluate
+        return measured(self.session, weights, self.work.measures, self._judging)
 
-        x, y = self.session.images("val")
-        n = min(self.recipe.select.n or len(y), len(y))
-        folder, subject = evaluation_folder(self.session, weights)
-        found = evaluate(plain_model(self.session, weights), x[:n].to(self.session.device), y[:n].to(self.session.device), specs, threat=self.recipe.threat,
-                         seed=self.seed, store=folder, batch_size=batch_of(self.session), progress=self._judging, subject_digest=subject)
-        return dict(found.metrics)
+
+def measured(session: Session, weights: dict[str, Any], names: Sequence[str], progress: Any = None) -> dict[str, float]:
+    """Accuracies of weights on the held-out images, by measures of these names; {} for no names. Kept with the weights, so a second call is quick."""
+    specs = measures_of(session.recipe, names)
+    if not specs:
+        return {}
+    from composer.evaluate.protocol import evaluate
+
+    recipe, (x, y) = session.recipe, session.images("val")
+    n = min(recipe.select.n or len(y), len(y))
+    folder, subject = evaluation_folder(session, weights)
+    found = evaluate(plain_model(session, weights), x[:n].to(session.device), y[:n].to(session.device), specs, threat=recipe.threat, seed=session.seed,
+                     store=folder, batch_size=batch_of(session), progress=progress, subject_digest=subject)
+    return dict(found.metrics)
 
 
 class TrialWalk(Recorded):

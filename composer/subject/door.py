@@ -23,8 +23,10 @@ from composer.evaluate.protocol import evaluate as judge
 from composer.evaluate.results import Evaluation
 from composer.evaluate.store import data_digest
 from composer.registry import REGISTRY
+from composer.report.figures import keep_run
 from composer.subject import asked as words
 from composer.subject import find, record
+from composer.subject.beside import Beside
 from composer.subject.normalise import readings
 from composer.subject.types import Asked, Bench, Subject
 
@@ -52,7 +54,11 @@ def evaluate(asked: Asked, *, say: Say = lambda line: None, export: Path | None 
     judged = attack(subject, bench, asked, measures)
     result, columns = summed(subject, bench, asked, measures, judged)
     result["seconds"] = round(time.perf_counter() - began, 2)
-    result["stored"] = str(record.keep(asked.settings.out, asked.target, result, columns))
+    kept = record.keep(asked.settings.out, asked.target, result, columns)
+    result["stored"] = str(kept)
+    if pictures := keep_run(kept, judged, measures, subject.name):
+        result["figures"] = [str(path) for path in pictures]
+        say(f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''} in {pictures[0].parent}")
     if export is not None:
         result["export"] = str(record.export_flags(export, result, columns))
     return result
@@ -101,11 +107,14 @@ def attack(subject: Subject, bench: Bench, asked: Asked, measures: list[Any]) ->
     from composer.report.live import Live
 
     device = device_of(subject)
+    run = subject.run
+    if run is None and any(m.use == "transfer" for m in measures):
+        run = Beside(asked, bench)
     # the whole test split once, not once a measure; a device too small for it is a matter of --n
     x, y = bench.x.to(device), bench.y.to(device)
     with Live(1, 1, f"judging {subject.name}", quiet=asked.settings.quiet) as live:
         return judge(subject.model, x, y, measures, threat=bench.recipe.threat, seed=subject.seed, store=folder(subject, bench, asked.settings),
-                     batch_size=words.batch_of(subject.model, asked), progress=live.progress, subject_digest=subject.digest, run=subject.run)
+                     batch_size=words.batch_of(subject.model, asked), progress=live.progress, subject_digest=subject.digest, run=run)
 
 
 def folder(subject: Subject, bench: Bench, settings: Settings) -> Path:

@@ -122,8 +122,8 @@ def facts_of(own: Own, asked: Asked, weights: dict[str, Tensor], recipe: Any) ->
     if not asking:
         return None
     result, name = own.result, own.folder.name
-    precision = next((p for p in ("bf16", "tf32") if name.endswith(f"-{p}")), "fp32")
+    precision = result.get("precision") or next((p for p in ("bf16-attack", "bf16", "tf32") if name.endswith(f"-{p}")), "fp32")
     store = own.folder.resolve().parent.parent
-    settings = replace(asked.settings, out=store, precision=precision)
+    settings = replace(asked.settings, out=store, precision=precision, micro_batch=(result.get("micro_batch") or {}).get("asked", "whole"))
     session = Session(load(own.folder / RECIPE), int(result.get("seed") or 0), settings)
     return Facts(session, weights) if session.nodes[-1].key == result.get("prefix_key") else None

@@ -160,7 +160,9 @@ def _read_npz(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with np.load(file, allow_pickle=False) as source:
         about = json.loads(str(source["about"]))
         columns = {name: torch.from_numpy(source[name]) for name in source.files if name != "about"}
-    return about, {name: (v[v >= 0].bool() if v.dtype == torch.int8 else v) for name, v in columns.items()}
+    known = {name: (v[v >= 0].bool() if v.dtype == torch.int8 else v) for name, v in columns.items()}
+    # a number's NaN may be its own: how many images it knows, its measure's verdict says
+    return about, {name: v[:len(known[of])] if v.is_floating_point() and (of := name.rpartition("/")[0]) in known else v for name, v in known.items()}
 
 
 def _read_parquet(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

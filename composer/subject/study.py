@@ -74,6 +74,7 @@ def as_run(row: Row, result: dict[str, Any], seconds: float) -> dict[str, Any]:
             "passes": {"forward": 0, "dgrad": 0, "wgrad": 0}, "protocol": recipe.evaluate.protocol, "classes": result["classes"],
             "n": measured(result["n"]), "selected": "last", "selected_epoch": 0, "metrics": measured(result["metrics"]), "metrics_other": {},
             "trust": result["trust"], "out": result["out"], "mlflow_run_id": None, "external": row.checkpoint, "notes": result["notes"],
+            "precision": "fp32", "backend": "", "selection": None, "peak_memory_bytes": None, "peak_memory": "",
             **({"units": result["units"]} if "units" in result else {})}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-SCALED = ("seconds", "train_seconds", "out", "mlflow_run_id")
+SCALED = ("seconds", "train_seconds", "out", "mlflow_run_id", "peak_memory_bytes")
 RECIPE = """
 extends = "at.toml"
 drop    = ["toggle.attack"]
@@ -187,9 +187,9 @@ def results(out: Path, study: str) -> dict[str, Any]:
 
 
 def digests(out: Path) -> dict[str, tuple[str, str]]:
-    """Run -> (key, digest of its weights), of every result in a store."""
+    """Run -> (key, digest of its weights), of every result in a store. A run that shared nothing goes by the name of the one that did."""
     found = [json.loads(path.read_text()) for path in sorted(Path(out).glob("experiments/*/result.json"))]
-    return {r["run"]: (r["prefix_key"], r["weights_sha256"]) for r in found}
+    return {r["run"].removesuffix("-fp32-alone"): (r["prefix_key"], r["weights_sha256"]) for r in found}
 
 
 @pytest.fixture(scope="session")

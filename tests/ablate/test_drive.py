@@ -34,6 +34,22 @@ def test_shared_epochs_change_no_bit(two, grid, drive, tmp_path, helpers, steps)
         assert mine["metrics"] == theirs["metrics"] and mine["delta"] == theirs["delta"]
 
 
+def test_a_grid_that_shares_nothing_is_a_result_of_its_own(two, grid, drive, steps, helpers) -> None:
+    """In one store: what the shared runs have is neither shown nor written over, and the bits are compared."""
+    shared = helpers.results(two.out, two.summary.study)
+    before = {p: p.read_bytes() for p in sorted(two.out.glob("experiments/*/result.json"))}
+    it = drive(grid(*TWO, seeds=1), two.out, share=False)
+    alone = it.run()
+    assert helpers.epochs_of(steps) == 16 and alone.study.endswith("-alone") and helpers.results(two.out, two.summary.study) == shared
+    assert all(p.read_bytes() == text for p, text in before.items())
+    runs = {r["run"]: r["weights_sha256"] for c in alone.as_dict()["cells"] for r in c["runs"]}
+    mine = {r["run"] + "-fp32-alone": r["weights_sha256"] for c in two.summary.as_dict()["cells"] for r in c["runs"] if r["seed"] == 0}
+    assert len(runs) == 4 and runs == mine
+    steps.clear()
+    drive(grid(*TWO, seeds=1), two.out, share=False).run()
+    assert not steps
+
+
 def test_a_passive_part_does_not_part_runs(grid, drive, tmp_path, steps, helpers) -> None:
     """Two averages with other decays and none, judged at the end: nothing but the judging differs."""
     sets = ["select.held_out=0", "select.report='last'", "select.from='last_phase'"]

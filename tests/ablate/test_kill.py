@@ -114,3 +114,27 @@ def test_workers_and_drivers_of_ray_are_killed(recipe, tiny, tmp_path, undisturb
         process.kill()
         assert process.wait() == -signal.SIGKILL
     finish(recipe, tiny, out, 2, undisturbed, helpers)
+
+
+def raylet_of(driver: int) -> int:
+    """The raylet that this driver has started, 0 while there is none."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if int((place / "stat").read_text().rpartition(")")[2].split()[1]) == driver and b"/raylet/raylet" in (place / "cmdline").read_bytes():
+                return int(place.name)
+    return 0
+
+
+def test_ray_itself_dies(recipe, tiny, tmp_path, undisturbed, helpers) -> None:
+    """One sentence and an exit code that asks for another try; nothing is recorded as failed, and the same command goes on."""
+    out = tmp_path / "runs"
+    process = begun(command(recipe, tiny, out, 2), tmp_path)
+    assert wait_for(lambda: traces(out) >= 4 and workers(process.pid), process), "it ended before Ray could be killed"
+    os.kill(raylet_of(process.pid), signal.SIGKILL)
+    assert process.wait(timeout=120) == 75
+    errors = (tmp_path / "err.txt").read_text()
+    told = [line for line in errors.splitlines() if "Ray died" in line]
+    assert len(told) == 1 and "raylet" in told[0] and "run the same command again" in told[0] and "of 12 runs are kept" in told[0], errors[-3000:]
+    study = next((out / "studies").iterdir())
+    assert not (study / "failed.json").exists() and json.loads((study / "diverged.json").read_text()) == {}
+    finish(recipe, tiny, out, 2, undisturbed, helpers)

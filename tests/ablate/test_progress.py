@@ -104,10 +104,10 @@ def test_epochs_of_a_checkpoint_make_no_pace(clock):
     board = Board([PREFIX], quiet=True)
     board.started(PREFIX, 2)
     clock.now += 2
-    board.at(PREFIX, Facts(10, 16, "resumed"))
+    board.at(PREFIX, Facts(10, 16, "resumed", 10))
     assert board.behind == 10 and board.pace is None
     clock.now += 2
-    board.at(PREFIX, Facts(12, 16, "train"))
+    board.at(PREFIX, Facts(12, 16, "train", 10))
     assert board.pace == pytest.approx(2 / 4) and board.left == pytest.approx(4 / 0.5)
     clock.now += 8
     board.done(PREFIX, {}, {})

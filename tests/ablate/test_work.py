@@ -32,7 +32,7 @@ def test_a_prefix_then_a_run(tasks, tmp_path, steps) -> None:
     prefix, run = tasks["epochs 1-3 of 4 cells, seed 0"], tasks["-late, seed 0"]
     answer = work(spec(prefix, tmp_path))
     assert answer["epochs"] == 3 and (tmp_path / "runs" / "nodes" / answer["node"] / FORK).exists() and len(steps) == 9
-    assert json.loads((tmp_path / "told.json").read_text()) == {"epoch": 3, "of": 3, "stage": "evaluate"}
+    assert json.loads((tmp_path / "told.json").read_text()) == {"epoch": 3, "of": 3, "stage": "evaluate", "since": 0}
     result = work(spec(run, tmp_path))["result"]
     assert len(steps) == 12 and result["epochs"] == 4 and json.loads((tmp_path / "told.json").read_text())["epoch"] == 4
     assert json.loads(json.dumps(result)) == result
@@ -43,6 +43,26 @@ def test_a_second_time_answers_at_once(tasks, tmp_path, steps) -> None:
         first = work(spec(tasks[title], tmp_path))
         steps.clear()
         assert work(spec(tasks[title], tmp_path)) == first and not steps
+
+
+def test_what_was_there_already_is_told_first(tasks, tmp_path, monkeypatch) -> None:
+    """A task that goes on says so before it trains, and from where: its pace is of what it trains itself."""
+    from composer.ablate import progress
+    from composer.engine.walk import Walk
+
+    told, asked = [], [0]
+    monkeypatch.setattr(progress, "tell", lambda path, epoch=0, of=0, stage="", since=0: told.append((epoch, of, stage, since)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Walk, "stop_asked", lambda self: "SIGTERM" if asked.append(0) or len(asked) > 5 else "")
+        with pytest.raises(Stopped):
+            work(spec(tasks["epochs 1-3 of 4 cells, seed 0"], tmp_path))
+    assert told == [(0, 3, "start", 0), (1, 3, "train", 0)]
+    told.clear()
+    work(spec(tasks["epochs 1-3 of 4 cells, seed 0"], tmp_path))
+    assert told == [(0, 3, "start", 0), (1, 3, "resumed", 1), (2, 3, "train", 1), (3, 3, "evaluate", 1)]
+    told.clear()
+    work(spec(tasks["full, seed 0"], tmp_path))
+    assert told[:2] == [(0, 4, "start", 0), (3, 4, "resumed", 3)]
 
 
 def test_a_run_without_its_prefix_trains_it_all(tasks, tmp_path, steps) -> None:

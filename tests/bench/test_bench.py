@@ -115,7 +115,7 @@ def test_seconds_per_epoch_on_noise():
         assert r["steps_of_an_epoch"] == 5 and r["steps_timed"] == 7 and r["chunks"] == 5 and r["finite"]
         assert r["seconds_per_epoch"] == pytest.approx(5e-3 * r["ms_per_step"]) and r["images_per_second"] == pytest.approx(16e3 / r["ms_per_step"])
         assert r["setting"] == "cifar10-resnet18" and r["model"] == "small_cnn"
-    assert [r["units"] for r in rows] == [5, 5, 8, 8] and len(lines) == 4 and "an epoch has 5)" in lines[0]
+    assert {r["backend"] for r in rows} == {"eager"} and [r["units"] for r in rows] == [5, 5, 8, 8] and len(lines) == 4 and "an epoch has 5)" in lines[0]
 
 
 def test_a_whole_epoch_is_the_sum_of_its_steps():
@@ -123,6 +123,13 @@ def test_a_whole_epoch_is_the_sum_of_its_steps():
     assert row["steps_timed"] == row["steps_of_an_epoch"] == 5 == row["chunks"]
     assert row["seconds_per_epoch"] >= 5e-3 * row["ms_per_step"] / row["spread"]
     assert "the loss was not finite" in epoch_text({**row, "finite": False}) and "noisy: slowest chunk 2.00" in epoch_text({**row, "noisy": True, "spread": 2.0})
+
+
+def test_seconds_per_epoch_on_another_backend():
+    rows = tiny_epochs(steps=1, warmup=0, recipes=("at",), precisions=("fp32",), backends=("eager", "folded"))
+    assert [r["backend"] for r in rows] == ["eager", "folded"] and all(r["finite"] for r in rows)
+    assert rows[1]["backend_notes"] == ["attack on the packed network: 3 of 3 convolutions packed, 3 of 3 batch norms folded"]
+    assert "at fp32, folded: " in epoch_text(rows[1])
 
 
 def test_numerics_are_put_back():
@@ -157,6 +164,16 @@ def test_numbers_below_one_are_errors(wrong, capsys):
     from composer.cli import app, run_app
 
     assert run_app(app, ["bench", wrong, "0"]) == 2 and "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "words"), [(["--methods", "--pack"], "one measurement at a time"), (["--methods", "--net", "cnn9"], "--net cnn9"),
+                                              (["--attacks", "--models", "mine"], "no model 'mine'")])
+def test_what_the_verb_cannot_do_is_one_sentence(flags, words, capsys, tmp_path):
+    from composer.cli import app, run_app
+
+    assert run_app(app, ["bench", *flags, "--out", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and words in err and "Traceback" not in err
 
 
 def test_the_verb_prints_json_alone(monkeypatch, capsys):
@@ -208,6 +225,6 @@ def test_nothing_heavy_is_needed():
 def test_on_a_gpu():
     """The same on a CUDA device, small: passes as on paper, every precision finite, bytes by the device's own account."""
     report = bench(gpu=True, rounds=2, cases=())
-    assert report["machine"]["gpu"] and len(report["epochs"]) == 6 and all(r["finite"] and r["peak_bytes"] for r in report["epochs"])
+    assert report["machine"]["gpu"] and len(report["epochs"]) == 18 and all(r["finite"] and r["peak_bytes"] for r in report["epochs"])
     small = measure(Case("trades", "cnn8", 16, steps=2), rounds=2, device="cuda")[0]
     assert small["passes"]["engine"]["units"] == small["passes_on_paper"]["units"] == 11 and small["over_pruned"]["processor"] is None

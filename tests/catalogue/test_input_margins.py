@@ -50,7 +50,11 @@ def test_probabilities_look_at_the_same_classes(scene):
     assert torch.equal(views.margin_taylor(logits, y, x, over="probabilities").sign(), views.margin_taylor(logits, y, x).sign())
     p, step = model(x).softmax(1), 1e-6
     rival = p.scatter(1, y[:, None], -1).argmax(1, keepdim=True)
-    gap = lambda at: (lambda q: q.gather(1, y[:, None]) - q.gather(1, rival))(model(at).softmax(1)).squeeze(1)      # noqa: E731
+
+    def gap(at):
+        q = model(at).softmax(1)
+        return (q.gather(1, y[:, None]) - q.gather(1, rival)).squeeze(1)
+
     flat = x.detach().flatten(1)
     slope = torch.stack([(gap((flat + step * e).view_as(x)) - gap((flat - step * e).view_as(x))) / (2 * step) for e in torch.eye(flat.shape[1], dtype=x.dtype)], 1)
     np.testing.assert_allclose(views.margin_taylor(logits, y, x, over="probabilities").detach(), (gap(x) / (slope.abs().sum(1) + 1e-8)).detach(), rtol=1e-6)

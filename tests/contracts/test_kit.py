@@ -221,8 +221,10 @@ def test_parts_that_forget_or_meddle_are_found():
         def start(self, facts):
             self.memory, self.count = {p: torch.zeros(facts.batch_size, facts.classes) for p in facts.points}, torch.zeros(())
 
+        offset = 0
+
         def read(self, logits: Logits, *, point):
-            return {"logits": self.decay * self.memory[point][: len(logits)] + (1 - self.decay) * logits}
+            return {"logits": self.decay * self.memory[point][self.offset:self.offset + len(logits)] + (1 - self.decay) * logits}
 
         def after_step(self, logits: Logits, *, point):
             self.count += 1
@@ -259,6 +261,12 @@ def test_parts_that_forget_or_meddle_are_found():
             with torch.no_grad():
                 next(model.parameters()).mul_(0.5)
 
+    class Places(Base):
+        __doc__ = Base.__doc__
+
+        def read(self, logits: Logits, *, point):
+            return {"logits": self.decay * self.memory[point][: len(logits)] + (1 - self.decay) * logits}
+
     class Hides(Base):
         __doc__ = Base.__doc__
 
@@ -269,6 +277,7 @@ def test_parts_that_forget_or_meddle_are_found():
     assert broken("part", Forgets) == {"resume"}
     assert "in place" in broken("part", Rebinds)
     assert "leaves the model" in broken("part", Meddles)
+    assert broken("part", Places) == {"divides"}
     assert broken("part", Hides) == {"attributes"}
     with scratch():
         Base.__name__ = "base"

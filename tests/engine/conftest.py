@@ -106,7 +106,7 @@ def record(out: Path, run: str) -> SimpleNamespace:
     facts = json.loads((Path(out) / "experiments" / run / "record.json").read_text())
     folders = [Path(out) / "nodes" / node["key"] for node in facts["nodes"]]
     rows = [json.loads(line) for folder in folders if (folder / "metrics.jsonl").exists() for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    timeless = [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
     return SimpleNamespace(facts=facts, folders=folders, rows=timeless, keys=[node["key"] for node in facts["nodes"]])
 
 

@@ -16,7 +16,7 @@ from composer.recipe.load import load
 
 DESIGN = ["run", "recipe", "setting", "seed", "experiment_id", "prefix_key", "weights_sha256", "epochs", "steps", "seconds", "passes", "protocol", "n",
           "selected", "metrics", "metrics_other", "trust", "out", "mlflow_run_id"]
-OURS = ["train_seconds", "selected_epoch", "classes"]
+OURS = ["train_seconds", "selected_epoch", "classes", "precision", "peak_memory_bytes", "peak_memory", "backend", "selection"]
 EMA = "{ use = 'weight_ema', decay = 0.5 }"
 
 

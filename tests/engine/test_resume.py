@@ -16,7 +16,7 @@ from composer.recipe.find import recipe_names, shipped
 RECIPES = recipe_names(shipped())
 OFTEN = ["at_rice", "lma_at", "mart_ours", "mwpb_trades", "piat_nmse", "trades_ours"]
 QUICK = {name: {"parts.teacher.model": "{ use = 'small_cnn', channels = [4, 8, 8] }"} for name in ("lbgat", "emr_lbgat")}
-TIMES = ("seconds", "train_seconds", "out")
+TIMES = ("seconds", "train_seconds", "out", "peak_memory_bytes")
 
 
 def timeless(result):

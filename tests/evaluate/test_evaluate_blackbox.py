@@ -31,9 +31,9 @@ class Surface:
         z = 100 + self.j(x)
         return torch.stack((torch.zeros_like(z), z), 1)
 
-    def correct(self, x, y):
+    def verdict(self, x):
         self.asked.append(x.clone())
-        return torch.ones(len(x), dtype=torch.bool)
+        return torch.tensor([[0.0, 1.0]], dtype=x.dtype).expand(len(x), 2)
 
 
 def climbed(surface, x, norm, eps, **settings):

@@ -80,3 +80,17 @@ def test_slices_cover_everything_once():
 
     fit = Fit(10)
     assert fit.slices(11, work) == [2] * 5 + [1] and seen == list(range(11)) and fit.refused == [10, 5]
+
+
+@pytest.mark.parametrize(("use", "options"), [("spsa", {"samples": 3, "steps": 2}), ("square", {"queries": 20}), ("square", {"queries": 20, "mode": "fast"}),
+                                              ("apgd_t", {"steps": 4, "mode": "fast"})])
+def test_spsa_and_square_halve_too(trained, digits, threat, use, options, monkeypatch):
+    from composer.evaluate import protocol
+
+    monkeypatch.setattr(protocol, "_seen", lambda judge, x, *_: protocol.probe(judge, x[:2]))
+    x, y = digits["test"][0][:60], digits["test"][1][:60]
+    small = Small(trained, 25)
+    found = evaluate(small, x, y, [MeasureSpec("a", use, options)], threat=threat, seed=0, batch_size=60)
+    assert found.details["a"]["batch_halved"] == [60, 30] and max(small.sizes) <= 25
+    if use == "spsa" or options.get("mode") == "fast":
+        assert torch.equal(found.flags["a"], evaluate(trained, x, y, [MeasureSpec("a", use, options)], threat=threat, seed=0, batch_size=60).flags["a"])

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from composer import track
-from composer.track_grid import child_tags, close_grid, end_child, open_grid
+from composer.track_grid import child_tags, close_grid, end_child, link_kept, open_grid
 from composer.track_journal import Journal, journals
 from composer.track_mlflow import client_of
 
@@ -55,6 +55,30 @@ def test_the_same_command_goes_on_in_the_same_run(out, client):
     assert again.run_id == first.run_id and again.key == first.key
     close_grid(again, out, {})
     assert client.get_run(first.run_id).info.status == "FINISHED" and len(client.search_runs([client.get_run(first.run_id).info.experiment_id])) == 1
+
+
+def test_a_run_from_before_the_grid_is_linked_and_not_rewritten(out, client):
+    """It is found from the parent and from itself; its status, numbers and times stay. One that is below another grid stays there."""
+    folder = out / "experiments" / "full-s0"
+    tracker = track.make_tracker(out, experiment="some recipe", folder=folder)
+    tracker.start("full-s0", {"a": 1}, {"experiment_id": "e"})
+    tracker.metrics({"loss": 1.0}, 1)
+    tracker.finish()
+    first = open_grid(out, "first", {}, {}, experiment="some recipe")
+    child(out, first, "full", 1).finish()
+    close_grid(first, out / "studies" / "first", {})
+    before = client.get_run(tracker.run_id)
+    for _ in range(2):                                          # the same command again links nothing twice
+        grid = open_grid(out, "second", {}, {}, experiment="some recipe")
+        kept = {folder: ("full", 0), out / "experiments" / "full-s1": ("full", 1)}
+        link_kept(grid, kept)
+        close_grid(grid, out / "studies" / "second", {}, children=list(kept))
+    after, parent = client.get_run(tracker.run_id), client.get_run(grid.run_id).data.tags
+    assert after.info.status == before.info.status == "FINISHED" and after.info.end_time == before.info.end_time and after.data.metrics == {"loss": 1.0}
+    assert after.data.tags["mlflow.parentRunId"] == grid.run_id and after.data.tags["composer.grid.second"] == "full, seed 0"
+    assert {r.info.run_id for r in below(client, grid.run_id)} == {tracker.run_id} and len(below(client, first.run_id)) == 1
+    assert parent["composer.kept.full.s0"] == tracker.run_id and "composer.kept.full.s1" in parent
+    assert sum(r["op"] == "tag" for _, r in Journal(folder).pending(0)) == 2
 
 
 def test_a_server_that_is_away_gets_the_whole_tree_later(out, client, monkeypatch):

@@ -44,17 +44,19 @@ def summarise(grid: Grid, outcome: Outcome, out: Path | str, *, mlflow_parent_ru
         failed=tuple({"name": f.cell, "seed": f.seed, "why": f.why, "diverged": f.diverged, "exit_code": f.exit_code} for f in outcome.failed),
         fractional={"resolution": grid.resolution, "aliases": {k: list(v) for k, v in grid.aliases.items()}} if grid.resolution else {},
         nested={k: list(v) for k, v in grid.nested.items()}, epochs_trained=outcome.epochs_trained, epochs_unshared=outcome.epochs_unshared,
-        fork_epochs=tuple(outcome.fork_epochs), seconds=outcome.seconds, mlflow_parent_run_id=mlflow_parent_run_id, out=str(out))
+        fork_epochs=tuple(outcome.fork_epochs), sweeps=tuple(outcome.sweeps), seconds=outcome.seconds, mlflow_parent_run_id=mlflow_parent_run_id, out=str(out))
 
 
 def _table(grid: Grid, outcome: Outcome, block: Any, out: Path) -> tuple[Table, list[str]]:
+    from composer.ablate.rungs import source
     from composer.ablate.statistics import analyse
-    from composer.ablate.summary.blocks import title_of
+    from composer.ablate.summary.blocks import found_of, title_of
+    from composer.ablate.summary.budget import budget_of
     from composer.ablate.summary.gather import input_of
     from composer.ablate.summary.lines import lines_of
     from composer.ablate.summary.sweeps import winners_of
 
-    winners, notes = winners_of(block, outcome, out)
+    winners, notes = winners_of(block, outcome, out, grid.name)
     data, metrics = input_of(grid, block, outcome, winners, out)
     analysis = analyse(data) if data.metrics else None
     wanted = grid.analysis.get("primary")
@@ -65,8 +67,10 @@ def _table(grid: Grid, outcome: Outcome, block: Any, out: Path) -> tuple[Table, 
     effects = tuple(e.as_dict() for e in analysis.all_runs.effects) if analysis else ()
     rest = {k: v for k, v in analysis.as_dict().items() if k not in IN_ROWS} if analysis else {}
     primary = analysis.primary if analysis else (metrics[-1].name if metrics else "")
+    named = {c.name: c for c in block.cells if not c.same_as and not c.point} | {w.label: w.cell for w in winners}
+    budget = budget_of(named, {name: found_of(outcome, source(cell)) for name, cell in named.items()}, out)
     return Table(title_of(block, grid), block.checkpoint, metrics, primary, base, lines, effects, block.protocol,
-                 {**rest, "common_epochs": data.common_epochs}), list(notes)
+                 {**rest, "common_epochs": data.common_epochs}, budget), list(notes)
 
 
 def _untrained(grid: Grid, outcome: Outcome, tables: list[Table]) -> tuple[Table, ...]:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from composer.ablate.bench import MEASURE, is_bench
 from composer.ablate.types import Cell, Grid, Outcome
 from composer.options import plain
 from composer.recipe.recipe import Recipe
 
+TIMES = [{"name": MEASURE, "use": MEASURE, "options": {}, "n": None}]        # of a study of kind bench: nothing is judged
 Found = Mapping[int, dict[str, Any]]                          # seed -> result of a run
 
 
@@ -68,7 +70,7 @@ def blocks_of(grid: Grid, outcome: Outcome) -> list[Block]:
     for cell in grid.cells:
         if cell.recipe is None:
             continue
-        protocol = protocol_of(cell.recipe)
+        protocol = protocol_of(cell.recipe) | ({"measures": TIMES} if is_bench(grid) else {})
         protocols[protocol["digest"]] = protocol
         key = (protocol["digest"], checkpoint_of(cell, found_of(outcome, cell.same_as or cell.name)), cell.row.group if cell.row else "")
         places.setdefault(key, []).append(cell)

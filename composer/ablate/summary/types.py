@@ -71,6 +71,7 @@ class Table:
     base       the row that deltas are taken to, "" where there is none
     protocol   {"digest", "name", "threat", "data", "held_out", "measures"}
     statistics the analysis without what its rows carry: family, second line, correlation, banners, notes, estimand
+    budget     held-out accuracy where each row has spent what the cheapest spends in all: see `budget`; {} where all cost the same
     """
 
     title: str
@@ -82,6 +83,7 @@ class Table:
     effects: tuple[Mapping[str, Any], ...] = ()
     protocol: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    budget: Mapping[str, Any] = field(default_factory=dict)
 
     def metric(self, name: str) -> Metric:
         return next((m for m in self.metrics if m.name == name), Metric(name))
@@ -118,6 +120,7 @@ class Summary:
     epochs_trained: int = 0
     epochs_unshared: int = 0
     fork_epochs: tuple[int, ...] = ()
+    sweeps: tuple[Mapping[str, Any], ...] = ()                        # rows whose points are dropped at rungs: see Outcome
     seconds: float = 0.0
     mlflow_parent_run_id: str | None = None
     out: str = ""

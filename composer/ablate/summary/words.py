@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
+from composer.ablate.bench import is_bench
 from composer.ablate.summary.types import Line, Metric, Table
 from composer.ablate.types import Grid, Outcome
 
 Said = tuple[str, str]
+NUMBER = re.compile(r"(?<![\w-])\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 UNTUNED = ("nothing here: every cell runs at the hyper-parameters of its recipe. This answers \"what if it is removed\", not \"is it needed\"; "
            "ablate --tune T gives each cell the same trials.")
 
 
 def footer(grid: Grid, outcome: Outcome, tables: tuple[Table, ...], notes: Iterable[str]) -> tuple[Said, ...]:
     """In reading order; what does not apply is left out."""
-    made = [*_seeds(tables), *_images(tables), *_failed(outcome), *_doubts(tables), *_apart(tables), *_shared(outcome, tables), *_selection(tables),
-            *_design(grid), *_tuned(grid), *_winners(tables), *_deviations(grid), *[("statistics", note) for note in _statistics(tables)], *_cost(tables),
-            *[("note", note) for note in (*grid.notes, *notes)]]
+    trained = not is_bench(grid)
+    made = [*_times(outcome, tables), *_seeds(tables), *_images(tables), *_failed(outcome), *_doubts(tables), *_apart(tables), *_shared(outcome, tables),
+            *(_selection(tables) if trained else []), *_design(grid), *(_tuned(grid) if trained else []), *_dropped(outcome), *_winners(tables),
+            *_deviations(grid), *[("statistics", note) for note in _statistics(tables)], *_cost(tables), *[("note", note) for note in (*grid.notes, *notes)]]
     return tuple(dict.fromkeys(made))
+
+
+def _times(outcome: Outcome, tables: tuple[Table, ...]) -> list[Said]:
+    """A bench: what was measured, on what, and the ratios, which may be compared with those of another machine."""
+    found = [result["bench"] for result in outcome.results.values() if result.get("bench")]
+    if not found:
+        return []
+    one = found[0]
+    spread = max(max(b["blocks"]) / min(b["blocks"]) for b in found)
+    made = [("times", (f"mean seconds of {one['steps']} steps after {one['warm']} that are not counted, one cell at a time, on "
+                      f"{', '.join(dict.fromkeys(b['device'] for b in found))}; within one measurement the slowest fifth took up to {spread:.2f} times the fastest."))]
+    for table in tables:
+        means = {line.name: line.metrics[table.primary]["mean"] for line in table.lines if table.primary in line.metrics and not line.same_as}
+        if table.base in means and len(means) > 1:
+            ratios = ", ".join(f"{name} {value / means[table.base]:.2f}" for name, value in means.items() if name != table.base)
+            made.append(("times", f"relative to {table.base}: {ratios}."))
+    return made
 
 
 def _seeds(tables: tuple[Table, ...]) -> list[Said]:
@@ -49,7 +70,25 @@ def _failed(outcome: Outcome) -> list[Said]:
 
 
 def _doubts(tables: tuple[Table, ...]) -> list[Said]:
-    return [("† doubt", f"{line.name}, {why}") for table in tables for line in table.lines if not line.same_as for why in line.doubts]
+    """Each kind of doubt once, with the cells that have it and how many of their runs: two doubts that differ in numbers alone are one kind."""
+    kinds: dict[str, tuple[str, dict[str, set[Any]]]] = {}
+    runs: dict[str, int] = {}
+    for at, table in enumerate(tables):
+        for line in (line for line in table.lines if not line.same_as):
+            name = line.name if len(tables) == 1 or sum(line.name == o.name for t in tables for o in t.lines) == 1 else f"{line.name} (results {at + 1})"
+            runs[name] = line.n
+            for run in line.runs:
+                trust = run.get("trust") or {}
+                for flag in (trust.get("flags") or ["the evaluation doubts itself"]) if trust.get("ok") is False else ():
+                    kinds.setdefault(NUMBER.sub("…", str(flag)), (str(flag), {}))[1].setdefault(name, set()).add(run.get("seed"))
+    return [("† doubt", _doubt(flag, cells, runs)) for flag, cells in kinds.values()]
+
+
+def _doubt(flag: str, cells: dict[str, set[Any]], runs: dict[str, int]) -> str:
+    """`…: full (3 of 5 seeds), -ema (seed 2)`; the first run's numbers stand for all."""
+    several = sum(map(len, cells.values())) > 1
+    where = ", ".join(f"{name} ({len(seeds)} of {runs[name]} seeds)" if runs[name] > 1 else name for name, seeds in cells.items())
+    return f"{flag}{' (numbers of the first such run)' if several and NUMBER.search(flag) else ''}: {where}"
 
 
 def _apart(tables: tuple[Table, ...]) -> list[Said]:
@@ -103,6 +142,29 @@ def _tuned(grid: Grid) -> list[Said]:
         rows = ", ".join(f"{name} {size}" for name, size in sweeps.items())
         return [("tuned", f"sweep rows by their own grids ({rows} runs); winners are chosen on held-out images; the rest is untuned.")]
     return [("tuned", UNTUNED)]
+
+
+def _dropped(outcome: Outcome) -> list[Said]:
+    """Points that did not go on, by their rung. Their numbers are those of the row's points; results.json has each with its values and accuracies."""
+    made: list[Said] = []
+    for sweep in outcome.sweeps:
+        points, seeds = sweep["points"], len({seed for _, seed in outcome.results})
+        mean = f", mean of {seeds} seeds" if seeds > 1 else ""
+        for epoch in sorted({p["dropped"] for p in points if p["dropped"]}):
+            gone = [p for p in points if p["dropped"] == epoch]
+            judged = max(p["of"] for p in gone)
+            numbers = _spans([int(p["cell"].rpartition("#")[2]) for p in gone])
+            best = f"the best {judged - len({p['place'] for p in gone})} of {judged} by {sweep['selector']} on held-out images{mean}"
+            made.append(("dropped", f"{sweep['row']}: after epoch {epoch} {best} went on; dropped: {numbers}."))
+    return made
+
+
+def _spans(numbers: list[int]) -> str:
+    """`#1, #3–5`."""
+    found: list[list[int]] = []
+    for n in sorted(numbers):
+        found = [*found[:-1], [found[-1][0], n]] if found and n == found[-1][1] + 1 else [*found, [n, n]]
+    return ", ".join(f"#{a}" if a == b else f"#{a}–{b}" for a, b in found)
 
 
 def _winners(tables: tuple[Table, ...]) -> list[Said]:

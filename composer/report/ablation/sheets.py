@@ -18,7 +18,7 @@ def sheets_of(summary: Summary) -> list[Sheet]:
     found: list[Sheet] = []
     for at, table in enumerate(summary.tables):
         number = f" {at + 1}" if len(summary.tables) > 1 else ""
-        made = (results(table), differences(table), effects(table), second_line(table), unselected(table), trained(table), beside(table))
+        made = (results(table), differences(table), effects(table), second_line(table), unselected(table), equal_cost(table), trained(table), beside(table))
         found += [_numbered(sheet, number, table) for sheet in made if sheet is not None and not sheet.empty]
     return found
 
@@ -184,6 +184,29 @@ def unselected(table: Table) -> Sheet | None:
         Cell(numbers.mean(m, line.other.get(m.name), table.seeds)), Cell(numbers.contrast(m, line.gap.get(m.name))))))
         for line in _rows(table) if line.other and not line.same_as]
     return Sheet("unselected", f"The {table.other} checkpoint", tuple(heads), tuple(rows))
+
+
+def equal_cost(table: Table) -> Sheet | None:
+    """Held-out accuracy where each row has spent what the cheapest one spends in all."""
+    budget = table.budget
+    if not budget:
+        return None
+    metric = Metric(budget["metric"], budget["n"])
+    heads = [Head("cell", left=True), Head("passes", ("in total",), "cost"), Head("epoch", ("at the budget",), "cost"),
+             Head(f"{metric.name} %", ("held out, there", "± 95 % t"), "at"), Head("Δ", (f"to {budget['of']}", "± 95 % t"), "at"),
+             Head(f"{metric.name} %", ("held out,", "at its end"), "end")]
+    rows = [(Cell(row["name"]), Cell(numbers.amount(row["passes"])), Cell(f"{row['epoch']} of {row['epochs']}" if row["epoch"] else row["why"], tone="" if row["epoch"] else DIM),
+             Cell(_held_out(metric, row["at"])), Cell(numbers.contrast(metric, row["delta"])), Cell(_held_out(metric, row["end"]))) for row in budget["rows"]]
+    return Sheet("equal_cost", f"At equal cost: {numbers.amount(budget['passes'])} passes, what {budget['of']} spends in all", tuple(heads), tuple(rows),
+                 (f"accuracy under {metric.name} on {metric.n:,} held-out training images after that epoch; no test image, and not the protocol of the other tables",
+                  "a row with more to spend is in the middle of its schedule there: for a claim, train it with train.epochs set to that epoch"))
+
+
+def _held_out(metric: Metric, record: Mapping[str, Any] | None) -> str:
+    if not record:
+        return ""
+    side = numbers.half(metric, record.get("ci95"))
+    return numbers.level(metric, record["mean"]) + (f" ± {side}" if side else "")
 
 
 def trained(table: Table) -> Sheet | None:

@@ -25,8 +25,9 @@ def write_all(summary: Summary, folder: Path | str, *, plots: bool = True, page:
             atomic.write_json(folder / "failed.json", whole["failed"])]
     if plots:
         from composer.report.effects import draw_all
+        from composer.report.figures import draw_study
 
-        made += draw_all(summary, folder / "plots")
+        made += draw_all(summary, folder / "plots") + draw_study(summary, folder / "plots")
     if page:
         from composer.report.page import study_page
 
