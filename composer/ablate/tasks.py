@@ -8,6 +8,7 @@ from typing import Any
 
 from composer.ablate.tree import Course, Stem, Tree
 from composer.ablate.types import Cell, Grid, Task
+from composer.ablate.waits import behind_references
 
 Tags = Callable[[Cell, int], dict[str, str]]
 
@@ -30,7 +31,12 @@ class Maker:
     rungs: Mapping[str, int] | None
     more: Callable[[str, int, int], dict[str, Any]]
 
-    def of_seed(self, seed: int, done: set[tuple[str, int]]) -> Iterator[Task]:
+    def of_seed(self, seed: int, done: set[tuple[str, int]]) -> list[Task]:
+        """Parents before children, and runs that others are measured against before these."""
+        made = list(self._down(seed, done))
+        return made if self.rungs is not None else behind_references(made, self.grid)
+
+    def _down(self, seed: int, done: set[tuple[str, int]]) -> Iterator[Task]:
         """Depth first; what only one cell still needs is that cell's own business."""
         waiting = [(stem, "", 0) for stem in self.tree.stems[::-1]]
         while waiting:
