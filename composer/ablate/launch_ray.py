@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,10 +20,11 @@ from composer import atomic
 from composer.ablate import progress
 from composer.ablate.forest import Forest, failed
 from composer.ablate.local import THREADS, WAIT_FOR_OTHERS, Report, call, progress_file, settle, spec_of
-from composer.ablate.pulse import Pulse, temporary_folder
+from composer.ablate.pulse import Pulse
 from composer.ablate.stop import Died, Stop
 from composer.ablate.types import Task
 from composer.errors import ComposerError
+from composer.rayhost import OBJECTS, apart_from_our_signals, reachable, temporary_folder
 
 if TYPE_CHECKING:
     from composer.ablate.launch import LaunchOptions
@@ -34,13 +34,10 @@ PLACES = 15.0                   # seconds between two looks at the size of a clu
 JOIN = 120.0                    # seconds that a cluster has to show a place for the first task
 QUICK = 0.1                     # seconds: tasks shorter than this queue inside Ray, where the way to the driver and back costs more than they do
 QUEUE = 16                      # that many a place
-ANSWER = 10.0                   # seconds that a cluster has to answer at its address
-OBJECTS = 80 * 2**20            # bytes of Ray's object store: answers are small, weights go through files
 # No statistics sent; no copy of the project where the driver was begun by `uv run`; no GPU for a task that asked for none; and no remarks of
 # Ray's on lost workers, which would go to stdout: the board tells of those. Workers as eager as a run without Ray.
 HABITS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
           "RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_worker_niceness": "0"}
-_apart = {"wanted": False, "registered": False}
 
 
 def run_on_ray(forest: Forest, work: str, options: LaunchOptions, folder: Path, stop: Stop, report: Report) -> None:
@@ -87,53 +84,16 @@ def _start(ray: Any, options: LaunchOptions, folder: Path | None) -> None:
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": environment(options)}}
     try:
         if options.address:
-            _reachable(options.address)
+            reachable(options.address)
             ray.init(address=options.address, **common)
             return
-        with _apart_from_our_signals():
+        with apart_from_our_signals():
             ray.init(address="local", num_cpus=max(1, round(options.jobs * options.cores)), num_gpus=None if options.gpus_per_run else 0,
                      include_dashboard=False, object_store_memory=OBJECTS, _temp_dir=str(folder), **common)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         where = f"--address {options.address}" if options.address else f"--jobs {options.jobs}"
         raise ComposerError(f"Ray does not start: {error}", where=where, fix="--jobs 0 works without Ray" if not options.address else
                             "check that the cluster is up, with this Python and this version of Ray") from None
-
-
-def _reachable(address: str) -> None:
-    """Ray itself looks for minutes. Errors: ConnectionError where nothing listens, ValueError for what is no address."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"'{address}' is neither host:port nor auto")
-    end = time.monotonic() + ANSWER
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), 5).close()
-            return
-        except (OSError, OverflowError) as error:
-            if time.monotonic() >= end:
-                raise ConnectionError(f"nothing answers there ({error})") from None
-            time.sleep(POLL)
-
-
-@contextlib.contextmanager
-def _apart_from_our_signals() -> Iterator[None]:
-    """Ray's servers get a process group of their own: a SIGTERM to all of ours (`timeout`, service managers) would end them at once, and with
-    them the workers that are to write checkpoints. They still end with this process, by the system's doing."""
-    def leave() -> None:
-        if _apart["wanted"]:
-            with contextlib.suppress(OSError):
-                os.setpgid(0, 0)
-
-    if not _apart["registered"]:
-        os.register_at_fork(after_in_child=leave)             # cannot be taken back, hence the flag
-        _apart["registered"] = True
-    _apart["wanted"] = True
-    try:
-        yield
-    finally:
-        _apart["wanted"] = False
 
 
 def places(resources: Mapping[str, float], options: LaunchOptions) -> int:

@@ -1,18 +1,12 @@
-"""Where Ray's own files lie, and whether it is still there: a launch whose raylet or head has died gets no answer any more, so it must end, and
-blame no task for it."""
+"""Whether Ray is still there: a launch whose raylet or head has died gets no answer any more, so it must end, and blame no task for it."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 EVERY = 5.0                     # seconds between two looks
-SOCKETS = 40                    # characters a folder for Ray's sockets may have; the system allows 107 for the whole path
 SERVERS = {"raylet": "its raylet on this machine", "gcs_server": "its head"}
 
 
@@ -56,15 +50,3 @@ class Pulse:
             return ""
         here = next((node for node in self.ray.nodes() if node.get("NodeID") == self.node), None)
         return "this machine is no part of its cluster any more" if here is not None and not here.get("Alive") else ""
-
-
-def temporary_folder() -> Path:
-    """A folder for Ray's sockets and logs with a short name. Those of drivers that were killed are removed first."""
-    base = Path(tempfile.gettempdir())
-    if len(str(base)) > SOCKETS:
-        base = Path("/tmp")
-    for old in base.glob("composer-ray-*-*"):
-        pid = old.name.split("-")[2]
-        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"composer-ray-{os.getpid()}-", dir=base))

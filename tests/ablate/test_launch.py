@@ -265,7 +265,7 @@ def test_a_cluster_that_is_there(tmp_path, head):
 
 @pytest.mark.parametrize(("address", "what"), [("127.0.0.1:9", "nothing answers there"), ("somewhere", "neither host:port"), ("ray://a:b", "neither host:port")])
 def test_an_address_where_no_cluster_is(tmp_path, monkeypatch, address, what):
-    monkeypatch.setattr("composer.ablate.launch_ray.ANSWER", 0.0)
+    monkeypatch.setattr("composer.rayhost.ANSWER", 0.0)
     with pytest.raises(ComposerError, match=f"Ray does not start.*{what}"):
         launch([task(tmp_path, "a")], WORK, options_of(tmp_path, jobs=0, address=address))
 
