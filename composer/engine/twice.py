@@ -51,7 +51,7 @@ def pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """Convolutions whose output goes into one batch norm and nowhere else, with it. A forward that cannot be traced has none."""
     from torch import fx
 
-    class Tracer(fx.Tracer):
+    class Tracer(fx.Tracer):            # its own, not models/packed.py's: what it finds decides bits, and the engine's files are in every key
         def is_leaf_module(self, m: nn.Module, name: str) -> bool:
             return not any(True for _ in m.children()) or super().is_leaf_module(m, name)
 
