@@ -131,7 +131,12 @@ def bench(*, full: bool = False, gpu: bool = False, rounds: int = 7, threads: in
             from composer.bench.gpu import epochs
 
             say("")
-            report["epochs"] = epochs(device, whole=full, backends=GPU_BACKENDS, say=say)
+            report["epochs"] = epochs(device, whole=full, backends=GPU_BACKENDS if full else GPU_BACKENDS[:2], say=say)
+            if not full:
+                report["epochs"] += epochs(device, recipes=("at",), precisions=("bf16",), backends=GPU_BACKENDS[2:], say=say)
+            from composer.bench.gpu_gates import measure as gates
+
+            report["gates"] = gates(device, report["epochs"], report["cases"], say=say)
         report["machine"]["load_after"] = machine(device)["load"]
         return report
     finally:
