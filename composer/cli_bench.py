@@ -14,6 +14,7 @@ from composer.cli_run import DataRoot, Json, Sets, Setting
 from composer.errors import ComposerError
 
 Tell = Callable[[str], None]
+ROUNDS = 7               # of an interleaved timing, where nothing is said; AutoAttack takes minutes a round and has its own
 
 
 def bench(recipes: Annotated[list[str] | None, typer.Argument(help="With --backends or --reference: recipes by name.")] = None,
@@ -29,7 +30,7 @@ def bench(recipes: Annotated[list[str] | None, typer.Argument(help="With --backe
           backend: Annotated[list[str] | None, typer.Option("--backend", help="With --backends or --reference: this one alone. Repeatable.")] = None,
           net: Annotated[str, typer.Option(help="With --backends and --methods: small_cnn, cnn8, cnn28 or resnet18.")] = "small_cnn",
           models: Annotated[str, typer.Option(help="With --attacks: digits, cifar10-tiny, pyautoattack-example; with commas.")] = "",
-          rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
+          rounds: Annotated[int | None, typer.Option(help="Interleaved rounds: 7, with --attacks 3 to 5.", show_default=False)] = None,
           threads: Annotated[int, typer.Option(help="Threads of PyTorch; on a shared machine more than one is noisy.")] = 1,
           precision: Annotated[str, typer.Option(help="With --precision-gate: bf16, bf16-attack or tf32.")] = "bf16",
           seeds: Annotated[int, typer.Option(help="With --precision-gate: pairs of runs.")] = 5,
@@ -39,7 +40,7 @@ def bench(recipes: Annotated[list[str] | None, typer.Argument(help="With --backe
           device: Annotated[str, typer.Option(help="With --backends and --precision-gate: auto, cpu, cuda.")] = "auto",
           as_json: Json = False) -> None:
     """Passes, time and peak memory of training steps beside faithful and hand-pruned plain PyTorch loops; and other measurements, each by its flag."""
-    asked = SimpleNamespace(**locals())
+    asked = SimpleNamespace(**locals(), every=ROUNDS if rounds is None else rounds)
     looks: dict[str, Callable[[Any, Tell], tuple[Any, int]]] = {
         "backends": _backends, "reference": _reference, "methods": _methods, "pack": _pack, "attacks": _attacks, "selection": _selection,
         "precision_gate": _gate}
@@ -59,7 +60,7 @@ def bench(recipes: Annotated[list[str] | None, typer.Argument(help="With --backe
 def _steps(asked: Any, tell: Tell) -> tuple[Any, int]:
     from composer.bench.run import bench as measure
 
-    return measure(full=asked.full, gpu=asked.gpu, rounds=asked.rounds, threads=asked.threads, say=tell), 0
+    return measure(full=asked.full, gpu=asked.gpu, rounds=asked.every, threads=asked.threads, say=tell), 0
 
 
 def _backends(asked: Any, tell: Tell) -> tuple[Any, int]:
@@ -73,7 +74,7 @@ def _backends(asked: Any, tell: Tell) -> tuple[Any, int]:
 def _reference(asked: Any, tell: Tell) -> tuple[Any, int]:
     from composer.bench.gates import gates, passed
 
-    found = gates(asked.recipes or [], names=asked.backend or [], rounds=asked.rounds, threads=asked.threads, say=tell)
+    found = gates(asked.recipes or [], names=asked.backend or [], rounds=asked.every, threads=asked.threads, say=tell)
     return found, 0 if passed(found) else 1
 
 
@@ -82,13 +83,13 @@ def _methods(asked: Any, tell: Tell) -> tuple[Any, int]:
 
     if asked.net not in BATCHES:
         raise ComposerError(f"--net {asked.net}", fix="one of " + ", ".join(BATCHES))
-    return overheads(net=asked.net, batch=BATCHES[asked.net], rounds=asked.rounds, threads=asked.threads, say=tell), 0
+    return overheads(net=asked.net, batch=BATCHES[asked.net], rounds=asked.every, threads=asked.threads, say=tell), 0
 
 
 def _pack(asked: Any, tell: Tell) -> tuple[Any, int]:
     from composer.bench.pack import bench_packs
 
-    return bench_packs(rounds=asked.rounds, threads=asked.threads, device="cuda" if asked.gpu else "cpu", say=tell), 0
+    return bench_packs(rounds=asked.every, threads=asked.threads, device="cuda" if asked.gpu else "cpu", say=tell), 0
 
 
 def _attacks(asked: Any, tell: Tell) -> tuple[Any, int]:
@@ -96,7 +97,7 @@ def _attacks(asked: Any, tell: Tell) -> tuple[Any, int]:
     from composer.bench.attacks import NAMES, bench_attacks, holds
 
     names = tuple(asked.models.split(",")) if asked.models else NAMES
-    found = bench_attacks(names, out=asked.out, data_root=asked.data_root, full=asked.full, threads=asked.threads, say=tell)
+    found = bench_attacks(names, out=asked.out, data_root=asked.data_root, full=asked.full, rounds=asked.rounds, threads=asked.threads, say=tell)
     return found, 0 if holds(found) else 3
 
 
@@ -106,7 +107,7 @@ def _selection(asked: Any, tell: Tell) -> tuple[Any, int]:
     from composer.bench.selection import SHARE, selection
 
     torch.set_num_threads(asked.threads)
-    found = selection(asked.rounds, tell)
+    found = selection(asked.every, tell)
     return found, 0 if all(max(row["share"].values()) <= SHARE for row in found) else 3
 
 

@@ -51,7 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "subject": BASE | {"recipe", "engine", "evaluate", "data", "models", "atomic", "plugins", "shipped", "report.live", "report.figures"},
     "compare": BASE | {"subject.record", "ablate.statistics", "report.table"},
     "export": BASE | {"subject", "recipe", "engine", "models", "atomic"},
-    "bench": BASE | DOORS | {"recipe", "plan", "engine", "evaluate", "atomic", "plugins", "shipped", "ablate.statistics"},
+    "bench": BASE | DOORS | {"recipe", "plan", "engine", "evaluate", "models.packed", "atomic", "plugins", "shipped", "ablate.statistics"},
     "doctor": BASE | {"plugins", "shipped", "track"},
     "scaffold": BASE | {"plugins", "atomic", "testing", "_testing"},
     "ui": {"errors", "track", "track_*"},

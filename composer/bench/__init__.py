@@ -3,6 +3,7 @@
     counter.py     passes of a step: forwards, input gradients, weight gradients, writes of running statistics. Exact, the same on every machine
     memory.py      bytes a step holds at its peak
     timer.py       interleaved timing: a ratio per round, so that a slow minute of the machine slows every variant alike
+    floor.py       the least time of a step's products, layer by layer; products.py has the layers, and the ways to compute them
     nets.py        the networks that are timed
     reference/     the methods as their authors run them, redundant passes included
     pruned/        the same arithmetic by hand, without them

@@ -1,7 +1,8 @@
 """How many times faster than the authors' loops: `composer bench --reference`, with the gates that a release is held to.
 
 Each case interleaves the faithful loop, the same loop pruned by hand, and the engine on one or several backends, in one process. A ratio is the
-faithful loop's time over a variant's, paired by round. Passes are counted first: they are exact. A noisy timing has no verdict.
+faithful loop's time over a variant's, paired by round. Passes are counted first: they are exact. A noisy timing has no verdict. Beside each stands
+its time over the floor (`floor.py`), which says how much any implementation could still win.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from composer.bench import pruned, reference
 from composer.bench.backends import backends
 from composer.bench.backends import known as known_backends
 from composer.bench.counter import count
+from composer.bench.floor import floor_of
 from composer.bench.machine import machine
 from composer.bench.run import FAITHFUL, PRUNED, Case, plain_loop
 from composer.bench.subject import numerics, subject
@@ -75,16 +77,17 @@ def gates(recipes: Sequence[str] = (), *, names: Sequence[str] = (), rounds: int
 
 
 def measure(gate: Gate, names: Sequence[str], rounds: int, say: Say) -> dict[str, Any]:
-    """One case: passes, seconds of the first step of each backend (compiling is in it), times, verdicts."""
+    """One case: passes, seconds of the first step of each backend (compiling is in it), times, the floor, verdicts."""
     case = Case(gate.recipe, gate.net, gate.batch)
     steps: dict[str, Any] = {"faithful": plain_loop(reference, LOOPS[gate.recipe], case), "pruned": plain_loop(pruned, HAND[gate.recipe], case)}
     steps |= {name: subject(gate.recipe, gate.net, n=gate.batch, backend=name) for name in names}
     first = {name: seconds(steps[name]) for name in names}
     units = {name: count(step.model, step, gate.batch).units for name, step in steps.items()}
     timing = interleave(steps, rounds=rounds, base="faithful", warmup=1)
+    floor = floor_of(steps[names[0]])
     found = {"recipe": gate.recipe, "net": gate.net, "batch": gate.batch, "gate": gate.gate, "target": gate.target, "units": units,
              "first_step_s": first, "ratios": {name: timing.variants[name].ratio for name in names}, "verdicts": {name: verdict(timing, name, gate) for name in names},
-             "notes": {name: steps[name].session.backend.notes for name in names}, "timing": timing.as_dict()}
+             "notes": {name: steps[name].session.backend.notes for name in names}, "timing": timing.as_dict(), "floor": floor.as_dict(timing)}
     say(text(found, timing))
     return found
 
@@ -104,7 +107,7 @@ def verdict(timing: Timing, name: str, gate: Gate) -> str:
 
 def text(found: dict[str, Any], timing: Timing) -> str:
     units = ", ".join(f"{name} {n}" for name, n in found["units"].items())
-    lines = ["", f"{found['recipe']} on {found['net']}, batch {found['batch']}: units {units}", timing.text(machine=False)]
+    lines = ["", f"{found['recipe']} on {found['net']}, batch {found['batch']}: units {units}", timing.text(machine=False, floor=found["floor"]["ms"] / 1e3)]
     for name, ratio in found["ratios"].items():
         lines.append(f"{name}: {ratio:.2f} times as fast as the faithful loop (gate {found['gate']}, target {found['target']}): "
                      f"{SAID[found['verdicts'][name]]}; first step {found['first_step_s'][name]:.1f} s")

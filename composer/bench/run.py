@@ -2,7 +2,7 @@
 
 Time is a ratio from interleaved rounds (`timer.py`), with a verdict on the machine's noise. The engine is held to at most 1.05 times the pruned
 loop's time, or processor time where other programs made the clock useless. The pruned loop lies in memory as a plain program has it (contiguous); where the engine lays images out by channels, the same
-loop in that layout runs beside it, so that a gain of the layout is not taken for a gain of the engine.
+loop in that layout runs beside it, so that a gain of the layout is not taken for a gain of the engine. The floor (`floor.py`) is what no program need reach.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from composer.bench import pruned, reference
 from composer.bench.counter import count
+from composer.bench.floor import floor_of
 from composer.bench.machine import machine
 from composer.bench.memory import peak_memory
 from composer.bench.nets import CLASSES, batch, net
@@ -87,17 +88,18 @@ def variants(case: Case, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def measure(case: Case, *, rounds: int, device: torch.device | str = "cpu") -> tuple[dict[str, Any], str]:
-    """One case: passes (on paper and made), times, peak memory above what each variant holds between steps; and the times as a table."""
+    """One case: passes (on paper and made), times, the floor, peak memory above what each variant holds between steps; and the times as a table."""
     steps = variants(case, device)
     passes = {name: count(step.model, step, case.batch) for name, step in steps.items() if name != SAME_LAYOUT}
     paper = plan_cost(steps["engine"].plan)
     timing = interleave(steps, rounds=rounds, base="pruned", calls=case.calls, again=case.again)
+    floor = floor_of(steps["engine"])
     memory = {name: peak_memory(step, device) for name, step in steps.items()}
     return {"recipe": case.recipe, "net": case.net, "batch": case.batch, "attack_steps": case.steps,
             "passes": {name: {**made.as_dict(), "units": made.units} for name, made in passes.items()},
             "passes_on_paper": {"forward": paper.forward, "dgrad": paper.dgrad, "wgrad": paper.wgrad, "units": paper.units},
             "timing": timing.as_dict(), "over_pruned": against(timing, "pruned", device), "over_pruned_same_layout": against(timing, SAME_LAYOUT, device),
-            "limit": LIMIT, "peak_bytes": memory}, timing.text(machine=False)
+            "limit": LIMIT, "floor": floor.as_dict(timing), "peak_bytes": memory}, timing.text(machine=False, floor=floor.seconds)
 
 
 def against(timing: Timing, other: str, device: torch.device | str) -> dict[str, float | None]:

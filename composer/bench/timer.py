@@ -82,12 +82,19 @@ class Timing:
         """One line."""
         return json.dumps(self.as_dict())
 
-    def text(self, machine: bool = True) -> str:
-        """A table: median time, ratio to the base as median, of minima, and range over rounds; then the machine, and what made it noisy."""
-        width = max(len(name) for name in self.variants)
-        lines = [f"{'':{width}}  {'ms':>9}  {'faster':>7}  {'minima':>7}  range"]
+    def text(self, machine: bool = True, floor: float | None = None) -> str:
+        """A table: median time, ratio to the base as median, of minima, and range over rounds; then the machine, and what made it noisy.
+
+        `floor` [s] (bench/floor.py) adds a column, each median over it, and a row: as many times faster than the base nothing can be.
+        """
+        width = max(len(name) for name in (*self.variants, "floor"))
+        column = "" if floor is None else f"  {'/ floor':>7}"
+        lines = [f"{'':{width}}  {'ms':>9}{column}  {'faster':>7}  {'minima':>7}  range"]
         for name, v in self.variants.items():
-            lines.append(f"{name:{width}}  {1e3 * v.median:9.2f}  {v.ratio:7.3f}  {self.min_ratio(name):7.3f}  {v.lo:.3f} to {v.hi:.3f}")
+            over = "" if floor is None else f"  {v.median / floor:7.2f}"
+            lines.append(f"{name:{width}}  {1e3 * v.median:9.2f}{over}  {v.ratio:7.3f}  {self.min_ratio(name):7.3f}  {v.lo:.3f} to {v.hi:.3f}")
+        if floor is not None:
+            lines.append(f"{'floor':{width}}  {1e3 * floor:9.2f}  {1:7.2f}  {self.variants[self.base].median / floor:7.3f}")
         if machine:
             lines.append(", ".join(f"{key} {value}" for key, value in self.machine.items()))
         return "\n".join(lines + [f"noisy: {reason}" for reason in self.noise])

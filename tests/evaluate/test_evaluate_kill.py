@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = '''
+import inspect
 import sys
 from pathlib import Path
 import torch
@@ -32,15 +33,15 @@ made = autoattack._attack
 
 def logged(*args):
     attack = made(*args)
-    name = args[9]
-    def run(xb, yb, rows):
+    name = inspect.signature(made).bind(*args).arguments["name"]
+    def run(xb, yb, rows, *more):
         with open(out / "batches.log", "a") as log:
             log.write(f"{name} {int(rows[0])} {len(rows)}\\n")
-        return attack(xb, yb, rows)
+        return attack(xb, yb, rows, *more)
     return run
 
 autoattack._attack = logged
-autoattack.BLOCK = 15
+autoattack.GROUP = 15
 threat = Threat(Ref("ball", "linf"), 0.02, 0.01, 5, Ref("start", "uniform"))
 spec = MeasureSpec("aa", "aa", {"mode": mode, "version": "custom", "attacks": ("apgd-ce", "apgd-t", "square")})
 found = evaluate(net, x, y, [spec], threat=threat, seed=0, store=out / "store", batch_size=15)
