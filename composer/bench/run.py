@@ -1,8 +1,9 @@
 """`composer bench`: passes, time and peak memory of the engine's steps beside faithful and hand-pruned plain loops.
 
 Time is a ratio from interleaved rounds (`timer.py`), with a verdict on the machine's noise. The engine is held to at most 1.05 times the pruned
-loop's time, or processor time where other programs made the clock useless. The pruned loop lies in memory as a plain program has it (contiguous); where the engine lays images out by channels, the same
-loop in that layout runs beside it, so that a gain of the layout is not taken for a gain of the engine. The floor (`floor.py`) is what no program need reach.
+loop's time, or processor time where other programs made the clock useless. The pruned loop lies in memory as a plain program has it (contiguous);
+where the engine lays images out by channels, the same loop in that layout runs beside it, so that a gain of the layout is not taken for a gain of
+the engine. Beside each stands its time over the floor (`floor.py`), which says how much any implementation could still win.
 """
 
 from __future__ import annotations
