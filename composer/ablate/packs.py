@@ -54,7 +54,7 @@ def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Sequence[
 
 def _reasons(grid: Grid, auto: bool, settings: Any, width: int) -> dict[str, str]:
     """Why cells cannot be packed."""
-    from composer.engine.pack_run import refusal, seated, too_large, unfit
+    from composer.engine.pack_fit import refusal, seated, too_large, unfit
     from composer.engine.session import Session
 
     if reason := unfit(settings):

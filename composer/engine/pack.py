@@ -1,4 +1,6 @@
-"""Several runs of one plan in lockstep: seeds of a small network trained together, so that the price of a call is paid once for all.
+"""Several runs in lockstep: seeds and cells of a small network trained together, so that the price of a call is paid once for all.
+
+Their plans are one up to numbers (`pack_plans`).
 
 Every member keeps its own streams, order, augmentation, parts, meter and checkpoints; its weights, momentum and running statistics are slices of
 stacked tensors. Results equal those of the member alone to rounding, never bit for bit: the width of the pack stands in the members' keys.
@@ -8,24 +10,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from composer.engine.chain import Node
+from composer.engine.dials import Clock, evaluate
 from composer.engine.feed import Batch
 from composer.engine.lock import Lock
 from composer.engine.pack_layers import Unpackable
 from composer.engine.pack_net import PackedNet
-from composer.engine.pack_step import PackedExecutor, PackedMeter, couples
+from composer.engine.pack_optim import clip_each, decay_at_perturbed, update_of
+from composer.engine.pack_plans import OwnDial, merged
+from composer.engine.pack_state import PackedMeter
+from composer.engine.pack_step import PackedExecutor, couples
 from composer.engine.peak import reset_peak
 from composer.engine.train import Progress, Trainer, stopped
 from composer.errors import Diverged
 from composer.plan.types import Call, Plan
-
-ROWWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax")     # optimisers that treat every number alone
+from composer.plan.whole import scheduled
 
 
 def why_not(plan: Plan, parts: dict[str, Any]) -> str:
@@ -45,24 +52,48 @@ def why_not(plan: Plan, parts: dict[str, Any]) -> str:
     return f"part '{trained}' trains a network of its own" if trained else ""
 
 
+@dataclass(frozen=True)
+class Absent:
+    """What is to know of a member whose seat is free, as its trainer would say it."""
+
+    recipe: Any
+    plan: Plan
+    values: dict[str, Any]
+    clock: Callable[[int, int], Clock]
+
+    @classmethod
+    def of(cls, node: Node, clock: Callable[[int, int], Clock]) -> Absent:
+        return cls(node.segment.recipe, node.plan, values_of(node), clock)
+
+
+def values_of(node: Node) -> dict[str, Any]:
+    """What schedules may follow, by path, as a stretch's trainer knows it."""
+    return {**{d.path: d.ref for d in node.plan.dials}, **scheduled(node.segment.recipe)}
+
+
 class Lockstep(Trainer):
     """One stretch of epochs for several members, whose trainers do everything that is not a step.
 
     members   trainers of the same stretch, at the same step; afterwards at its end, or in `lost` with the error that ended them
     net       of all of them; it says in which slots they sit
+    absent    by slot: whose seat is free, where it would have had other numbers than the first member. They decide which calls are made member by
+              member, so the others go on bit for bit
     """
 
-    def __init__(self, members: Sequence[Trainer], net: PackedNet):
+    def __init__(self, members: Sequence[Trainer], net: PackedNet, absent: Mapping[int, Absent] | None = None):
         lead = members[0]
         self.members, self.slots, self.seats = list(members), net.seats.spread(members), net.seats.taken
+        self.said: list[Any] = [t if slot in self.seats else (absent or {}).get(slot, t) for slot, t in enumerate(self.slots)]
         self.lost: dict[int, Diverged] = {}                    # place among the members -> why
-        self.session, self.node, self.recipe, self.plan, self.values = lead.session, lead.node, lead.recipe, lead.plan, lead.values
+        self.session, self.node, self.recipe, self.values = lead.session, lead.node, lead.recipe, lead.values
         self.net, self.feed, self.on_cpu = net, lead.feed, lead.on_cpu
-        self.executor = PackedExecutor(lead.plan, net, [t.parts for t in members], [t.session.streams for t in members],
-                                       threat_eps=self.recipe.threat.eps)
+        self.plan = merged([each.plan for each in self.said], [each.values for each in self.said])
+        self.executor = PackedExecutor(self.plan, net, [t.parts for t in members], [t.session.streams for t in members],
+                                       threats=[each.recipe.threat.eps for each in self.said])
         self.meter = PackedMeter([t.meter for t in members], net.seats)  # type: ignore[assignment]
-        self.optimizer = self._optimizer()
+        self.update = update_of(members, net, self.said)
         self.parameters = list(net.parameters.values())
+        self.clip = self._clip()
         self._saved_at = time.monotonic()
 
     @property
@@ -157,14 +188,15 @@ class Lockstep(Trainer):
             self._look(totals, means, epoch)
         ex.forget(env, self.meter.reads)
         totals.sum().backward()
-        if self.recipe.optim.clip is not None:
-            clip_each(self.parameters, self.recipe.optim.clip)
+        if self.clip is not None:
+            clip_each(self.parameters, self.clip)
         if self.recipe.optim.decay_at == "perturbed" and "weights" in env:
-            self._decay_at_perturbed(env["weights"])
-        self.optimizer.step()
+            decay_at_perturbed(self.members, self.net, env["weights"])
+        self.update.step()
         for t in self.members:
             t.net.project()
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.parameters:
+            p.grad = None
         ex.write_statistics(env)
         ex.after(env)
         ex.moments("after_step", env)
@@ -185,53 +217,28 @@ class Lockstep(Trainer):
                 except Diverged as error:
                     self.lost[k] = error
 
-    # -- state ---------------------------------------------------------------------------------------------------------------------
+    def _set_dials(self, epoch: int, batch: int) -> None:
+        """Schedules of all, and of each member's own."""
+        for dial in self.plan.dials:
+            t, path = (self.said[dial.slot], dial.plain) if isinstance(dial, OwnDial) else (self.members[0], dial.path)
+            self.executor.numbers.set(dial.path, evaluate(dial.ref, t.clock(epoch, batch), t.values.__getitem__, path=path))
+        self.update.tune(epoch, batch)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """Of the stacked parameters, in the groups and with the state of the members' own."""
-        lead = self.members[0]
-        if type(lead.optimizer).__name__ not in ROWWISE:
-            raise Unpackable(f"the optimiser {type(lead.optimizer).__name__} looks across the numbers of a tensor")
-        groups = [{**{k: v for k, v in group.items() if k != "params"}, "params": [self.net.parameters[n] for n in names]}
-                  for group, names in zip(lead.optimizer.param_groups, lead.names, strict=True)]
-        made = type(lead.optimizer)(groups)
-        for name, stacked in self.net.parameters.items():
-            held = [t.optimizer.state.get(t.net.parameters[name]) or {} for t in self.slots]
-            if held[0]:
-                made.state[stacked] = {key: _stacked(stacked, [h[key] for h in held]) for key in held[0]}
-        return made
+    def _clip(self) -> float | Tensor | None:
+        """The largest norm of a gradient: one for all or none, or each member's own [S]."""
+        limits = [each.recipe.optim.clip for each in self.said]
+        if len(set(limits)) == 1:
+            return limits[0]
+        return torch.tensor([math.inf if limit is None else limit for limit in limits], dtype=self.net.dtype, device=self.net.device)
+
+    # -- state ---------------------------------------------------------------------------------------------------------------------
 
     def _save_all(self) -> None:
         for k, (t, slot) in enumerate(zip(self.members, self.seats, strict=True)):
             if k not in self.lost:
-                self._hand_back(t, slot)
+                self.update.hand_back(t, slot)
                 t.save()
         self._saved_at = time.monotonic()
 
-    def _hand_back(self, t: Trainer, slot: int) -> None:
-        """The member's optimiser as if it had made the steps itself."""
-        for name, stacked in self.net.parameters.items():
-            state = self.optimizer.state.get(stacked) or {}
-            own = {k: v[slot] if isinstance(v, Tensor) and v.shape == stacked.shape else v for k, v in state.items()}
-            t.optimizer.state[t.net.parameters[name]] = own
-        for mine, group in zip(t.optimizer.param_groups, self.optimizer.param_groups, strict=True):
-            mine.update({k: v for k, v in group.items() if k != "params"})
 
-
-def _stacked(parameter: Tensor, values: list[Any]) -> Any:
-    """[S, …] laid out as the parameter, or what is the same for all (a count of steps)."""
-    if not isinstance(values[0], Tensor) or values[0].shape != parameter.shape[1:]:
-        return values[0]
-    return torch.empty_like(parameter, dtype=values[0].dtype, requires_grad=False).copy_(torch.stack(values))
-
-
-def clip_each(parameters: Sequence[Tensor], limit: float) -> None:
-    """torch.nn.utils.clip_grad_norm_, with each member's own norm."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads])          # [tensors,S]
-    share = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
-    for g in grads:
-        g.mul_(share.view(-1, *([1] * (g.dim() - 1))))
-
-
-__all__ = ["Lockstep", "Unpackable", "why_not"]
+__all__ = ["Lockstep", "Unpackable", "clip_each", "why_not"]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from composer.engine.pack_fit import open_sessions, refusal, too_large, unfit
 from composer.engine.pack_layers import Unpackable
-from composer.engine.pack_run import open_sessions, refusal, run_pack, too_large, unfit
+from composer.engine.pack_run import run_pack
 from composer.engine.record import Record, read_json
 from composer.engine.run import run, writable
 from composer.engine.session import Settings
@@ -72,7 +73,11 @@ def grouped(recipe: Any, seeds: Sequence[int], packing: Packing, settings: Setti
         files = [settings.out / "nodes" / node["folder"] / "key.json" for node in record.facts.get("nodes", ())]
         machines = [key["machine"] for file in files if (key := read_json(file))]
         alone = "packed" not in record.result if record.result else bool(machines) and not any("packed" in m for m in machines)
-        if record.facts.get("pack") and not alone:
+        if record.facts.get("pack") and not alone and not record.result and "runs" in record.facts["pack"]:
+            raise ComposerError(f"seed {seed} of {recipe.name} was begun in a pack with runs of other recipes", where=str(record.folder),
+                                why=f"beside {', '.join(n for n in record.facts['pack']['runs'][:3] if n != record.name)}, …",
+                                fix="go on with the study that began it, or --fresh")
+        if "seeds" in record.facts.get("pack", {}) and not alone:
             held.append(tuple(record.facts["pack"]["seeds"]))
         else:
             (done if record.result else started if machines else free).append(seed)
@@ -88,7 +93,7 @@ def why_alone(recipe: Any, packs: Sequence[tuple[int, ...]], packing: Packing, s
         return ""
     reason = unfit(settings)
     if not reason:
-        sessions = list(open_sessions(recipe, dict(enumerate(pack[:2])), len(pack), settings).values())
+        sessions = list(open_sessions({seat: (recipe, seed) for seat, seed in enumerate(pack[:2])}, len(pack), settings).values())
         reason = (too_large(sessions[0]) if packing.auto else "") or refusal(sessions)
     if reason and not packing.auto:
         raise ComposerError(f"--pack {packing.most}: {recipe.name} cannot be packed", where="command line", why=reason, fix="--pack off, or auto")
@@ -122,7 +127,8 @@ def run_seeds(recipe: Any, seeds: Sequence[int], *, pack: str = "off", settings:
 def _one(recipe: Any, pack: tuple[int, ...], asked: list[int], settings: Settings) -> dict[int, Any]:
     if len(pack) > 1:
         try:
-            return run_pack(recipe, pack, settings=settings, only=asked)
+            found = run_pack([(recipe, seed) for seed in pack], settings=settings, only=[k for k, seed in enumerate(pack) if seed in asked])
+            return {pack[seat]: outcome for seat, outcome in found.items()}
         except Unpackable as error:
             raise ComposerError(f"seeds {', '.join(map(str, pack))} of {recipe.name} cannot be packed", why=str(error), fix="--pack off") from None
     try:

@@ -1,78 +1,50 @@
 """A plan's programs for several members at once: rows [S·N, …] stand member by member, and what is not a row is done member by member.
 
 Losses, views, balls and inner maxima treat rows alone (the catalogue's contract tests hold them to it), so they run once for all members. What looks
-across a batch (a mean, a coupled term, a normalised gain), what reads a head's weights and what has memory gets each member's rows by themselves.
+across a batch (a mean, a coupled term, a normalised gain), what reads a head's weights and what has memory gets each member's rows by themselves;
+so does a call whose options are each member's own (`pack_plans.Each`). An inner maximum takes such numbers as one for every row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from composer.engine.climb import Env, Op
-from composer.engine.meter import Meter
-from composer.engine.pack_net import PackedNet, Seats
+from composer.engine.pack_net import PackedNet
+from composer.engine.pack_plans import Each, differing, own, own_options
+from composer.engine.pack_state import PackedPart, PackedStreams
 from composer.engine.step import Executor, _mean_one
 from composer.engine.streams import Streams
 from composer.errors import ComposerError
 from composer.inner.ascent import Ascent
 from composer.plan.needs import has
-from composer.plan.types import Call, InnerPlan, Pass, Plan, Summand
+from composer.plan.types import Call, Dial, InnerPlan, Pass, Plan, Slot, Summand
 from composer.registry import REGISTRY
 
-HEAD = ("head_weight", "head_scale")
-
-
-class PackedStreams:
-    """Every member's own draws, one behind the other."""
-
-    def __init__(self, members: Sequence[Streams]):
-        self.members = list(members)
-
-    def draw(self, kind: str, path: str, step: int | str, like: Tensor) -> Tensor:
-        parts = like.chunk(len(self.members))
-        return torch.cat([streams.draw(kind, path, step, part) for streams, part in zip(self.members, parts, strict=True)])
-
-
-class PackedPart:
-    """The members' parts under one name; each is given its own rows. In a free slot stands what the first member's part says."""
-
-    def __init__(self, members: Sequence[Any], seats: Seats):
-        self.__dict__.update(members=list(members), seats=seats)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        for member in self.members:
-            setattr(member, name, value)
-
-    def read(self, *values: Any, **more: Any) -> dict[str, Tensor]:
-        made = [part.read(*own, **more) for part, own in zip(self.members, self._apart(values), strict=True)]
-        free = [{name: value.detach() for name, value in made[0].items()}] * self.seats.width      # its gradient must not reach the first member
-        by_slot = {**dict(enumerate(free)), **dict(zip(self.seats.taken, made, strict=True))}
-        return {name: torch.cat([each[name] for each in by_slot.values()]) for name in made[0]}
-
-    def after_step(self, *values: Any, **more: Any) -> None:
-        for part, own in zip(self.members, self._apart(values), strict=True):
-            part.after_step(*own, **more)
-
-    def _apart(self, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        if not values:
-            return [()] * len(self.members)
-        by_slot = list(zip(*(value.chunk(self.seats.width) for value in values), strict=True))
-        return [by_slot[slot] for slot in self.seats.taken]
+HEAD, THREAT = ("head_weight", "head_scale"), "@threat.eps"
 
 
 class PackedExecutor(Executor):
-    """Runs the programs of one plan on several networks. `forward` gives totals [S], and the terms' means [T,S]. `parts`, `streams`: by member."""
+    """Runs the programs of one plan on several networks. `forward` gives totals [S], and the terms' means [T,S].
+
+    plan            with numbers of each member's own, by slot (`pack_plans.merged`)
+    parts, streams  by member
+    threats         the recipes' threat.eps, by slot
+    """
 
     net: PackedNet
 
-    def __init__(self, plan: Plan, net: PackedNet, parts: Sequence[dict[str, Any]], streams: Sequence[Streams], *, threat_eps: float = 0.0):
+    def __init__(self, plan: Plan, net: PackedNet, parts: Sequence[dict[str, Any]], streams: Sequence[Streams], *, threats: Sequence[float]):
         self.count = net.seats.width
+        self._fixed: dict[tuple[Any, ...], Tensor] = {}
         packed = {id: PackedPart([each[id] for each in parts], net.seats) for id in parts[0]}
-        super().__init__(plan, net, packed, PackedStreams(net.seats.spread(streams)), threat_eps=threat_eps)  # type: ignore[arg-type]
+        eps: Any = threats[0] if len(set(threats)) == 1 else Each(tuple(threats))
+        super().__init__(plan, net, packed, PackedStreams(net.seats.spread(streams)), threat_eps=eps)  # type: ignore[arg-type]
 
     def _own_means(self, loss: Tensor) -> Tensor:
         """[S·N] -> [S]"""
@@ -93,36 +65,97 @@ class PackedExecutor(Executor):
             return super()._objective(inner, env)
         return sum((self._weigh(t.weight, self._mean(t, env)).sum() for t in inner.body.terms), start=torch.zeros((), device=self.net.device))
 
+    # -- numbers of each member's own ----------------------------------------------------------------------------------------------
+
+    def _numbers_of(self, each: Each) -> Tensor:
+        """[S]"""
+        if any(isinstance(v, Dial) for v in each.values):
+            return torch.stack([torch.as_tensor(self._value(v, {}), dtype=self.net.dtype, device=self.net.device) for v in each.values])
+        if each.values not in self._fixed:
+            self._fixed[each.values] = torch.tensor(each.values, dtype=self.net.dtype, device=self.net.device)
+        return self._fixed[each.values]
+
+    def _weigh(self, weight: Any, value: Tensor) -> Tensor:
+        """value [S], or the rows of an ascent [S·N]"""
+        if not isinstance(weight, Each):
+            return super()._weigh(weight, value)
+        return (self._numbers_of(weight).unsqueeze(1) * value.view(self.count, -1)).view_as(value)
+
+    def _value(self, value: Any, env: Env, eps: Any = None) -> Any:
+        """One number for every row, [S·N], where each member has its own."""
+        if not isinstance(value, Each):
+            return super()._value(value, env, eps)
+        n = len(env["x"]) // self.count
+        if all(isinstance(v, (int, float, Dial)) for v in value.values):
+            return self._numbers_of(value).repeat_interleave(n)
+        made = []
+        for m, (one, radius) in enumerate(zip(value.values, self._apart("", eps), strict=True)):
+            found = super()._value(one, env, radius)
+            mine = self._apart("", found)[m] if isinstance(one, Slot) else found
+            made.append(torch.as_tensor(mine, dtype=self.net.dtype, device=self.net.device).expand(n))
+        return torch.cat(made)
+
+    def _options(self, options: dict[str, Any]) -> Callable[[Env, Any], dict[str, Any]]:
+        """As those of a run; what is each member's own comes as one number for every row."""
+        names = differing(options)
+        given = super()._options({k: v for k, v in options.items() if k not in names})
+        if not names:
+            return given
+        return lambda env, eps: {**given(env, eps), **{k: self._value(options[k], env, eps) for k in names}}
+
+    def _tune(self, part: str) -> None:
+        """A part's schedules; a member's own are set in its part alone."""
+        super()._tune(part)
+        for name, each in next(p for p in self.plan.parts if p.id == part).options.items():
+            if isinstance(each, Each):
+                self.parts[part].tune(name, {slot: self.numbers[v.path] for slot, v in enumerate(each.values) if isinstance(v, Dial)})
+
     # -- calls that look across rows -----------------------------------------------------------------------------------------------
 
     def _call(self, call: Call) -> Op:
-        slots = [a.slot for a in call.args]
-        if couples(call) or set(slots) & set(HEAD):
+        slots = {a.slot for a in call.args}
+        apart = differing(call.options) or THREAT in slots and isinstance(self.threat_eps, Each)
+        if apart or couples(call) or slots & set(HEAD):
             return self._one_by_one(call)
         op = super()._call(call)
         return op if not call.normalise else self._one_by_one(call)
 
     def _one_by_one(self, call: Call) -> Op:
         """The call on each member's rows; the results one behind the other."""
-        fn, options, out, normalise = self.registry.get(call.kind, call.use).fn, self._options(call.options), call.out, call.normalise
+        fn, out, normalise = self.registry.get(call.kind, call.use).fn, call.out, call.normalise
+        options = self._options_of(call.options)
         args = [(a.slot, a.detach) for a in call.args]
 
         def run(env: Env) -> None:
-            given = [self._apart(slot, env[slot].detach() if detach else env[slot]) for slot, detach in args]
-            made = [fn(*own, **more) for own, more in zip(zip(*given, strict=True), self._options_apart(options(env, None)), strict=True)]
+            given = [self._apart(slot, self._detached(env[slot]) if detach else env[slot]) for slot, detach in args]
+            made = [fn(*mine, **more) for mine, more in zip(zip(*given, strict=True), options(env), strict=True)]
             env[out] = torch.cat([_mean_one(each) for each in made] if normalise else made)
 
         return run
 
     def _apart(self, slot: str, value: Any) -> Sequence[Any]:
-        """A need's value for each member: head_weight [S,K,D], head_scale [] and rows [S·N, …]."""
-        if slot == "head_scale":
+        """A need's value for each member: head_weight [S,K,D], rows [S·N, …], numbers that are one for all, or each member's own."""
+        if isinstance(value, Each):
+            return value.values
+        if not isinstance(value, Tensor) or not value.ndim or slot == "head_scale":
             return [value] * self.count
         return value.unbind(0) if slot == "head_weight" else value.chunk(self.count)
 
-    def _options_apart(self, options: dict[str, Any]) -> list[dict[str, Any]]:
-        rows = {k: v.chunk(self.count) for k, v in options.items() if isinstance(v, Tensor) and v.ndim}
-        return [{**options, **{k: v[m] for k, v in rows.items()}} for m in range(self.count)] if rows else [options] * self.count
+    def _options_of(self, options: dict[str, Any]) -> Callable[[Env], list[dict[str, Any]]]:
+        """The options of a call for each member."""
+        if differing(options):
+            made = [self._options(own_options(options, m)) for m in range(self.count)]
+            return lambda env: [self._rows_of(m, each(env, None)) for m, each in enumerate(made)]
+        one = self._options(options)
+
+        def same(env: Env) -> list[dict[str, Any]]:
+            given = one(env, None)
+            return [self._rows_of(m, given) for m in range(self.count)]
+
+        return same
+
+    def _rows_of(self, m: int, options: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.chunk(self.count)[m] if isinstance(v, Tensor) and v.ndim else v for k, v in options.items()}
 
     # -- passes over several points ------------------------------------------------------------------------------------------------
 
@@ -151,20 +184,27 @@ class PackedExecutor(Executor):
 
     # -- inner maxima over the weights ---------------------------------------------------------------------------------------------
 
+    def _inner_op(self, inner: InnerPlan) -> Op:
+        if inner.over_weights:                               # its options are handed out member by member, not row by row
+            names = differing(inner.options)
+            self._more = [self._options({k: own(inner.options[k], m) for k in names}) for m in range(self.count)]
+            inner = replace(inner, options={k: v for k, v in inner.options.items() if k not in names})
+        return super()._inner_op(inner)
+
     def _maximiser(self, inner: InnerPlan) -> Callable[..., dict[str, Any]]:
         fn = super()._maximiser(inner)
-        return self._over_weights(fn) if inner.over_weights else fn
+        return self._over_weights(fn, self._more) if inner.over_weights else fn
 
-    def _over_weights(self, fn: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-        """The primitive once a member, on one common look at the objective at the live weights."""
+    def _over_weights(self, fn: Callable[..., dict[str, Any]], more: Sequence[Callable[..., dict[str, Any]]]) -> Callable[..., dict[str, Any]]:
+        """The primitive once a member, on one common look at the objective at the live weights. `more`: each member's own options."""
 
         def each(weights: dict[str, Tensor], climb: Any, eps: Any, draws: Any, *args: Any, **options: Any) -> dict[str, Any]:
-            own = [dict(zip(weights, values)) for values in zip(*(w.unbind(0) for w in weights.values()), strict=True)]
+            mine = [dict(zip(weights, values)) for values in zip(*(w.unbind(0) for w in weights.values()), strict=True)]
             seen: list[Ascent] = []
 
             def look(m: int) -> Callable[..., Ascent]:
                 def at(*, point: dict[str, Tensor], grad: bool = True) -> Ascent:
-                    if any(point[name] is not w for name, w in own[m].items()):
+                    if any(point[name] is not w for name, w in mine[m].items()):
                         raise ComposerError("a packed run looks at the objective at the live weights only", fix="--pack off")
                     if not seen:
                         seen.append(climb(point=weights, grad=grad))
@@ -172,40 +212,13 @@ class PackedExecutor(Executor):
 
                 return at
 
-            made = [fn(w, look(m), eps, draws, *args, **options)["point"] for m, w in enumerate(own)]
+            made = [fn(w, look(m), eps, draws, *args, **options, **more[m]({}, None))["point"] for m, w in enumerate(mine)]
             return {"point": {name: torch.stack([each[name] for each in made]) for name in weights}}
 
         return each
 
 
 def couples(call: Call) -> bool:
-    """Its rows depend on each other."""
-    return has(REGISTRY.get(call.kind, call.use).flags.get("couples"), call.options)
-
-
-class PackedMeter:
-    """The members' meters, filled together; theirs are rows of the sums here."""
-
-    def __init__(self, members: Sequence[Meter], seats: Seats):
-        self.points, self.radii, self.reads = members[0].points, members[0].radii, members[0].reads
-        self.width = seats.width
-        for name in ("sums", "count", "low", "high"):
-            held = torch.stack(seats.spread([getattr(m, name) for m in members]))
-            setattr(self, f"_{name}", held)
-            for slot, member in zip(seats.taken, members, strict=True):
-                setattr(member, name, held[slot])
-
-    def add(self, means: Tensor, env: dict[str, Any], y: Tensor) -> None:
-        """means [T,S], y [S·N]"""
-        n = len(y) // self.width
-        with torch.no_grad():
-            found = [means.double().T]
-            if self.points:
-                found.append(torch.stack([(env[out].argmax(1) == y).double().view(self.width, n).mean(1) for _, out in self.points], 1))
-            if self.radii:
-                radii = torch.stack([env[slot] for _, slot in self.radii]).view(len(self.radii), self.width, n)
-                found.append(radii.double().mean(2).T)
-                self._low.copy_(torch.minimum(self._low, radii.amin(2).T))      # type: ignore[attr-defined]
-                self._high.copy_(torch.maximum(self._high, radii.amax(2).T))    # type: ignore[attr-defined]
-            self._sums.add_(torch.cat(found, 1), alpha=n)                       # type: ignore[attr-defined]
-            self._count.add_(n)                                                 # type: ignore[attr-defined]
+    """Its rows depend on each other, in some member."""
+    flag, each = REGISTRY.get(call.kind, call.use).flags.get("couples"), next((v for v in call.options.values() if isinstance(v, Each)), None)
+    return any(has(flag, own_options(call.options, m)) for m in range(len(each.values) if each else 1))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from composer import atomic
 from composer.engine import checkpoint
 from composer.engine.chain import Node
 from composer.engine.lock import Lock
-from composer.engine.pack import Lockstep
+from composer.engine.pack import Absent, Lockstep
 from composer.engine.pack_net import PackedNet, Seats
+from composer.engine.session import Session
 from composer.engine.train import Progress, Trainer
 from composer.engine.walk import Walk, renamed
 from composer.errors import ComposerError, Diverged
@@ -26,10 +27,11 @@ class PackWalk:
 
     walks   of the members
     seats   the slot of each, of the pack's width
+    absent  by slot: sessions of runs of other recipes that are not trained here
     """
 
-    def __init__(self, walks: Sequence[Walk], seats: Seats):
-        self.walks, self.seats = list(walks), seats
+    def __init__(self, walks: Sequence[Walk], seats: Seats, absent: Mapping[int, Session] | None = None):
+        self.walks, self.seats, self.absent = list(walks), seats, dict(absent or {})
         self.lost: dict[int, Diverged] = {}
         self.trainers: dict[int, Trainer] = {}
         self._parts: dict[int, dict[str, Any]] = {}
@@ -150,7 +152,7 @@ class PackWalk:
     def _lockstep(self, members: list[int], locks: list[Lock]) -> None:
         trainers = [self.trainers[m] for m in members]
         seats = Seats(tuple(self.seats.taken[m] for m in members), self.seats.width)
-        pack = Lockstep(trainers, PackedNet([t.net for t in trainers], tuple(trainers[0].session.dataset.shape), seats))
+        pack = Lockstep(trainers, PackedNet([t.net for t in trainers], tuple(trainers[0].session.dataset.shape), seats), self._absent(seats, trainers[0]))
         pack.run_all(locks)
         for k, m in enumerate(members):
             if k in pack.lost:
@@ -159,3 +161,13 @@ class PackWalk:
             node = self.trainers[m].node
             checkpoint.forget(node.folder, self.trainers[m].progress.best.get("file", ""))
             atomic.write_text(node.folder / "done", node.key + "\n")
+
+    def _absent(self, seats: Seats, lead: Trainer) -> dict[int, Absent]:
+        """What those who do not train this stretch would have said of theirs."""
+        sessions = {slot: walk.session for slot, walk in zip(self.seats.taken, self.walks, strict=True)} | self.absent
+        found = {}
+        for slot, session in sessions.items():
+            node = next((n for n in session.nodes if n.segment.first <= lead.node.segment.first <= n.segment.last), None)
+            if slot not in seats.taken and node is not None:
+                found[slot] = Absent.of(node, lead.clock)
+        return found

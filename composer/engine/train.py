@@ -155,8 +155,13 @@ class Trainer:
         clock = self.clock(epoch, batch)
         for dial in self.plan.dials:
             self.executor.numbers.set(dial.path, evaluate(dial.ref, clock, self.values.__getitem__, path=dial.path))
+        self.set_rates(self.optimizer, epoch, batch)
+
+    def set_rates(self, optimizer: torch.optim.Optimizer, epoch: int, batch: int) -> None:
+        """Learning rate and scheduled options, as they stand at a batch of an epoch."""
+        clock = self.clock(epoch, batch)
         lr = evaluate(self.recipe.train.lr, clock, self.values.__getitem__, path="train.lr")
-        for group in self.optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = lr
             for name, value in self.recipe.optim.options.items():
                 if hasattr(value, "use") and (name != "weight_decay" or group.get("weight_decay_on", True)):

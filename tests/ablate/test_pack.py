@@ -97,7 +97,7 @@ def test_a_seed_that_diverges_is_a_failure_and_the_others_are_results(grid, driv
 
 
 def test_what_cannot_be_packed(grid, drive, tmp_path, monkeypatch) -> None:
-    from composer.engine import pack_run
+    from composer.engine import pack_fit
 
     with pytest.raises(ComposerError, match="--pack 1"):
         drive(grid("late", seeds=2), tmp_path / "runs", pack="1")
@@ -107,7 +107,7 @@ def test_what_cannot_be_packed(grid, drive, tmp_path, monkeypatch) -> None:
     with pytest.raises(ComposerError, match="cell .* cannot be packed") as error:
         drive(emr, tmp_path / "runs", pack="2")
     assert "couples the rows" in error.value.why
-    monkeypatch.setattr(pack_run, "too_large", lambda session: "")
+    monkeypatch.setattr(pack_fit, "too_large", lambda session: "")
     some = drive(emr, tmp_path / "runs", pack="auto")
     assert {t.cell: t.seeds for t in some.tasks(set())} == {"full": (), "-emr": (0, 1)} and "Not packed: full" in some.packs.note
     assert "nobody to be packed with" in drive(grid("late", seeds=1), tmp_path / "runs", pack="4").packs.note

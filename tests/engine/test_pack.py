@@ -92,7 +92,7 @@ def test_twenty_steps_equal_those_of_each_run_alone(recipe, spec):
             s()
         step()
     for k, (a, b) in enumerate(zip(alone, packed)):
-        step.pack._hand_back(b.trainer, k)
+        step.pack.update.hand_back(b.trainer, k)
         assert apart(state(a), state(b)) < 1e-9
         assert float((state(b)["model/head.weight"] - before[k]).abs().max()) > 1e-3, "nothing was learnt"
     assert apart(packed[0].model.state_dict(), packed[1].model.state_dict()) > 1e-2, "the members are one run"
@@ -131,7 +131,7 @@ def check(recipe: str, spec: ModelSpec, steps: int, device: str = "cpu") -> None
             s()
         step()
     for k, (a, b) in enumerate(zip(alone, packed)):
-        step.pack._hand_back(b.trainer, k)
+        step.pack.update.hand_back(b.trainer, k)
         found, wanted = state(b), state(a)
         radii = {name for name in wanted if name in ("meter/low", "meter/high", "meter/sums")}          # some are float32
         assert apart({k: v for k, v in wanted.items() if k not in radii}, {k: v for k, v in found.items() if k not in radii}) < 1e-9

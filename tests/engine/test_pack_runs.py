@@ -171,9 +171,9 @@ def test_what_cannot_be_packed_runs_alone_or_is_an_error(several, tmp_path):
 
 
 def test_a_network_too_large_for_packing_to_pay_runs_alone(several, tmp_path, monkeypatch):
-    from composer.engine import pack_run
+    from composer.engine import pack_fit
 
-    monkeypatch.setitem(pack_run.SMALL, "cpu", 1.0)
+    monkeypatch.setitem(pack_fit.SMALL, "cpu", 1.0)
     found = several("at", tmp_path, pack="auto", **MLP)
     assert "million operations" in found["note"] and not found["packs"]
     assert several("at", tmp_path / "asked", pack="3", **MLP)["packs"] == [SEEDS], "a number is an order"
