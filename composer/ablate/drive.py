@@ -16,7 +16,8 @@ from composer.ablate import bench
 from composer.ablate.diverged import known, note
 from composer.ablate.external import external_results
 from composer.ablate.names import slug
-from composer.ablate.packs import answers_of, packed, packs_for
+from composer.ablate.pack_tasks import answers_of, packed
+from composer.ablate.packs import packs_for
 from composer.ablate.planned import check_analysis
 from composer.ablate.rungs import Ladders, ends, record_file
 from composer.ablate.slim import slim
@@ -44,7 +45,7 @@ class Options:
     share       train epochs that cells have in common once
     again       try again what diverged
     steps       that a study of kind bench measures
-    pack        train seeds of a cell together: auto, off, or at most so many (`packs`)
+    pack        train seeds of a cell, and cells that are one up to numbers, together: auto, off, or at most so many runs (`packs`)
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -82,7 +83,7 @@ class Drive:
         self._tree: tuple[Any, Tree] | None = None
         self.ladders.settle(self.finished(), self.diverged())
         with self.as_workers():
-            self.packs = packs_for(grid, self.tree, options.pack, self.options.settings, held.get("packs") or ())
+            self.packs = packs_for(grid, self.tree, options.pack, self.options.settings, held, self.finished() if options.pack != "off" else ())
         if self.packs.note:
             self.grid = replace(self.grid, notes=(*self.grid.notes, self.packs.note))
 
@@ -131,7 +132,8 @@ class Drive:
         gone = {(name, seed) for name in self.ladders.dropped for seed in self.grid.seeds}
         rungs = self.ladders.wanted(number) if number is not None else None
         maker = Maker(self.grid, self.courses, self.tree_to(number), files, self._settings(), tags, rungs, self._more)
-        return packed((task for seed in self.grid.seeds for task in maker.of_seed(seed, done | gone)), self.packs)
+        return packed((task for seed in self.grid.seeds for task in maker.of_seed(seed, done | gone)), self.packs,
+                      lambda name: (files[name], self.grid.cell(name).recipe.name))
 
     def tree_to(self, number: int | None = None) -> Tree:
         """The tree of what is trained: points end where they were dropped, and at the rung with this number."""
@@ -247,12 +249,12 @@ class Drive:
 
     def _take(self, tasks: Sequence[Task], answers: Mapping[str, Mapping[str, Any]], results: Results, lost: Lost) -> None:
         for task in (t for t in tasks if t.kind != "prefix" and t.id in answers):
-            for seed, answer in answers_of(task, answers[task.id]).items():
+            for (cell, seed), answer in answers_of(task, answers[task.id]).items():
                 if "result" in answer:
-                    results[task.cell, seed] = answer["result"]
+                    results[cell, seed] = answer["result"]
                 elif "failed" in answer:
                     why = answer["failed"]
-                    lost[task.cell, seed] = Failure(task.cell, seed, why["why"], bool(why.get("diverged")), int(why.get("exit_code") or 1))
+                    lost[cell, seed] = Failure(cell, seed, why["why"], bool(why.get("diverged")), int(why.get("exit_code") or 1))
 
     def _outcome(self, results: Results, failed: list[Failure], seconds: float) -> Outcome:
         seeds = len(self.grid.seeds)
@@ -271,7 +273,7 @@ class Drive:
                   "runs": [self._record(c.name, s).name for s in grid.seeds]} for c in grid.cells]
         atomic.write_json(self.folder / "grid.json", {
             "name": grid.name, "design": grid.design, "toggles": list(grid.toggles), "seeds": list(grid.seeds), "base": grid.base, "threads": self.threads,
-            "share": self.options.share, "packs": [list(pack) for pack in self.packs.seeds], "command": list(self.options.command), "notes": list(grid.notes),
+            "share": self.options.share, **self.packs.noted(), "command": list(self.options.command), "notes": list(grid.notes),
             "cells": cells})
 
     def _open(self) -> Any:

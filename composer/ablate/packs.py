@@ -1,148 +1,175 @@
-"""Seeds of one cell as one task: the tasks of several seeds that are alike, stem by stem, become tasks that train those seeds together.
+"""Which runs of a grid are trained together: seeds of a cell, and cells that are one up to numbers.
 
-Shared prefixes stay shared: a stem is trained once for its cells, and for the seeds of a pack at once. Cells that share a stem are packed all or
-none, since a pack's epochs have keys of their own. A sweep judges its points one by one and is not packed.
+Cells whose epochs nobody shares, and whose plans have one shape, make packs of cells and seeds. Cells that share epochs are packed by seed, all or
+none: a stem is trained once for its cells, and for the seeds of a pack at once, and a pack's epochs have keys of their own. Points of a sweep that
+are dropped at rungs are judged one by one and not packed. `pack_tasks` makes tasks of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from composer.ablate.equal import table_text
 from composer.ablate.tree import Tree
-from composer.ablate.types import Grid, Task
+from composer.ablate.types import Grid
+from composer.ablate.waits import named
 from composer.errors import ComposerError
+
+Pair = tuple[str, int]                # a run: cell, seed
+TOLD = 3                              # cells whose reason is said
+NOBODY = "nothing is packed: one seed has nobody to be packed with"
 
 
 @dataclass(frozen=True)
 class Packs:
-    """seeds of each pack, the cells whose runs are packed, and why others are not."""
+    """seeds: those of each pack by seed; cells: those that are so packed; joint: packs of cells and seeds; note: all that, and why others are not."""
 
     seeds: tuple[tuple[int, ...], ...] = ()
     cells: frozenset[str] = frozenset()
+    joint: tuple[tuple[Pair, ...], ...] = ()
     note: str = ""
 
     def of(self, seed: int) -> tuple[int, ...]:
+        """The pack by seed."""
         return next((pack for pack in self.seeds if seed in pack and len(pack) > 1), ())
 
+    def joint_of(self, cell: str, seed: int) -> tuple[Pair, ...]:
+        """The pack of cells and seeds, () where there is none."""
+        return next((pack for pack in self.joint if (cell, seed) in pack and len(pack) > 1), ())
 
-def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Sequence[Sequence[int]]) -> Packs:
-    """The packs of a grid, as `--pack` asks for them; those that were begun (`held`) stay.
+    def noted(self) -> dict[str, Any]:
+        """For the study's record: what is begun goes on as it was begun."""
+        return {"packs": [list(pack) for pack in self.seeds], "joint_packs": [[list(pair) for pair in pack] for pack in self.joint]}
+
+
+def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Mapping[str, Any], done: Iterable[Pair] = ()) -> Packs:
+    """The packs of a grid, as `--pack` asks for them. Those that were begun (`held`, the study's record) stay, also where none are asked for any more.
+
+    done  runs that have a result: they join no new pack of cells
 
     Errors: ComposerError where a number was asked for and some cell cannot be packed.
     """
     from composer.engine.pack_seeds import Packing, packs_of
 
     packing = Packing.parse(asked)
-    if not packing.most:
+    begun = [tuple(pack) for pack in held.get("packs") or ()]
+    joint = [tuple((str(cell), int(seed)) for cell, seed in pack) for pack in held.get("joint_packs") or ()]
+    if not packing.most and not any(len(pack) > 1 for pack in (*begun, *joint)):
         return Packs()
-    kept = [tuple(pack) for pack in held]
-    seeds = (*kept, *packs_of([s for s in grid.seeds if not any(s in pack for pack in kept)], packing.most))
-    width = max((len(pack) for pack in seeds), default=0)
-    if width < 2:
-        return Packs(note="nothing is packed: one seed has nobody to be packed with")
-    reasons = _reasons(grid, packing.auto, settings, width)
-    if reasons and not packing.auto:
-        cell, why = next(iter(reasons.items()))
+    free = [s for s in grid.seeds if not any(s in pack for pack in begun)]
+    seeds = (*begun, *packs_of(free, packing.most))
+    if max((len(pack) for pack in seeds), default=0) < 2 and len(grid.distinct) < 2:
+        return Packs(note=NOBODY)
+    found = _Look(grid, packing.auto or not packing.most, settings)
+    if found.reasons and not packing.auto and packing.most:
+        cell, why = next(iter(found.reasons.items()))
         raise ComposerError(f"--pack {asked}: the cell {cell} cannot be packed", where="command line", why=why,
                             fix="--pack auto packs what can be, --pack off nothing")
-    fit = frozenset(name for stem in tree.stems if not any(cell in reasons for cell in stem.cells) for name in stem.cells)
-    return Packs(seeds if fit else (), fit, _note(seeds if fit else (), reasons, [c.name for c in grid.distinct if c.name not in fit]))
+    fit = frozenset(name for stem in tree.stems if not any(cell in found.reasons for cell in stem.cells) for name in stem.cells)
+    taken = {pair for pack in joint for pair in pack}
+    settled = {c["name"] for c in held.get("cells", ())} - {cell for cell, _ in taken} if any(len(p) > 1 for p in begun) or joint else set()
+    for group in found.alike([stem.cells[0] for stem in tree.stems if len(stem.cells) == 1 and stem.cells[0] in fit - settled]):
+        if len(group) > 1 and packing.most:
+            joint += packs_of([(c, s) for c in group for s in grid.seeds if (c, s) not in taken and (c, s) not in done], packing.most)
+    cells = fit - {cell for pack in joint for cell, _ in pack}
+    by_seed = seeds if cells and any(len(pack) > 1 for pack in seeds) else ()
+    return Packs(by_seed, cells if by_seed else frozenset(), tuple(joint),
+                 _note(by_seed, cells, joint, found, [c.name for c in grid.distinct if c.name not in fit]))
 
 
-def _reasons(grid: Grid, auto: bool, settings: Any, width: int) -> dict[str, str]:
-    """Why cells cannot be packed."""
-    from composer.engine.pack_fit import refusal, seated, too_large, unfit
-    from composer.engine.session import Session
+class _Look:
+    """reasons: why cells cannot be packed at all; apart: why they are packed with no other cell; leads: a session of each kind of cell."""
 
-    if reason := unfit(settings):
-        return {cell.name: reason for cell in grid.distinct}
-    found: dict[str, str] = {}
-    data: dict[str, Any] = {}
-    for cell in grid.distinct:
-        if cell.point:
-            found[cell.name] = "the points of a sweep are judged one by one"
-            continue
+    def __init__(self, grid: Grid, auto: bool, settings: Any):
+        from composer.engine.pack_fit import unfit
+
+        self.grid, self.auto, self.settings = grid, auto, settings
+        self.leads: list[tuple[Any, list[str]]] = []
+        self.apart: dict[str, str] = {}
+        self._data: dict[str, Any] = {}
+        whole = unfit(settings)
+        self.reasons = {cell.name: whole for cell in grid.distinct} if whole else {}
+        for cell in grid.distinct if not whole else ():
+            if reason := self._why_not(cell):
+                self.reasons[cell.name] = reason
+
+    def _why_not(self, cell: Any) -> str:
+        from composer.engine.pack_fit import refusal, too_large
+
+        if any(c.row is not None and c.point and len(c.row.rungs) > 1 for c in self.grid.cells if cell.name in (c.name, c.same_as)):
+            return "the points of a sweep with rungs are judged one by one"
+        sessions = [self._session(cell, seat, seed) for seat, seed in enumerate((*self.grid.seeds, *self.grid.seeds)[:2])]
+        return (too_large(sessions[0]) if self.auto else "") or refusal(sessions)
+
+    def _session(self, cell: Any, seat: int, seed: int) -> Any:
+        from composer.engine.pack_fit import seated
+        from composer.engine.session import Session
+
         key = table_text(cell.recipe, "data")
-        sessions = []
-        for seat, seed in enumerate((*grid.seeds, *grid.seeds)[:2]):
-            sessions.append(Session(cell.recipe, seed, seated(settings, seat, width), data.get(key)))
-            data[key] = sessions[-1].dataset
-        if reason := (too_large(sessions[0]) if auto else "") or refusal(sessions):
-            found[cell.name] = reason
-    return found
+        made = Session(cell.recipe, seed, seated(self.settings, seat, 2), self._data.get(key))
+        self._data[key] = made.dataset
+        return made
+
+    def alike(self, names: Sequence[str]) -> list[list[str]]:
+        """These cells in groups that are one up to numbers."""
+        from composer.engine.pack_fit import unlike
+
+        if named(self.grid):                 # a row that is measured against another row's run waits for it
+            return []
+        groups: list[tuple[Any, list[str]]] = []
+        for name in names:
+            session, why = self._session(self.grid.cell(name), 0, self.grid.seeds[0]), ""
+            for lead, group in groups:
+                reason = unlike([lead, session]) or _sizes(lead, session)
+                if not reason:
+                    group.append(name)
+                    break
+                why = why or f"{reason}, beside {group[0]}"
+            else:
+                groups.append((session, [name]))
+                self.apart |= {name: why} if why else {}
+        alone = {group[0] for _, group in groups if len(group) == 1}
+        self.apart = {name: why for name, why in self.apart.items() if name in alone}
+        return [group for _, group in groups]
 
 
-def _note(packs: Sequence[tuple[int, ...]], reasons: Mapping[str, str], alone: list[str]) -> str:
-    sets = " and ".join("{" + ", ".join(map(str, p)) + "}" for p in packs if len(p) > 1)
-    said = [f"Seeds {sets} are trained together; that equals training them alone to rounding, not bit for bit."] if sets else []
+def _sizes(a: Any, b: Any) -> str:
+    return "" if len(a.rows) == len(b.rows) else f"it has {len(b.rows)} training images and not {len(a.rows)}"
+
+
+# -- in words ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _note(seeds: Sequence[tuple[int, ...]], cells: frozenset[str], joint: Sequence[tuple[Pair, ...]], found: _Look, alone: list[str]) -> str:
+    rounding = "; that equals training them alone to rounding, not bit for bit."
+    sets = " and ".join("{" + ", ".join(map(str, p)) + "}" for p in seeds if len(p) > 1)
+    said = [f"{runs_text(pack)} are trained together{rounding}" for pack in joint if len(pack) > 1]
+    if sets:
+        of = f" of {_some(sorted(cells))}" if said else ""
+        said.append(f"Seeds {sets}{of} are trained together{rounding}")
+    if found.apart:
+        said.append(f"With no other cell: {_because(found.apart)}.")
     if alone:
-        why = "; ".join(f"{cell}: {reason}" for cell, reason in list(reasons.items())[:3])
-        said.append(f"Not packed: {', '.join(alone[:5])}{', …' if len(alone) > 5 else ''} ({why}).")
-    return " ".join(said)
+        said.append(f"Not packed: {_some(alone)} ({_because(found.reasons)}).")
+    return " ".join(said) or NOBODY
 
 
-def packed(tasks: Iterable[Task], packs: Packs) -> list[Task]:
-    """The tasks, with those that differ in the seed alone made into one for each pack; parents still stand before their children."""
-    tasks = list(tasks)
-    by_id = {task.id: task for task in tasks}
-    fit: set[str] = set()
-    for task in tasks:
-        at = task if task.kind == "run" and task.cell in packs.cells else None
-        while at is not None and at.id not in fit:
-            fit.add(at.id)
-            at = by_id.get(at.after)
-    groups: dict[Any, list[Task]] = {}
-    for task in tasks:
-        pack = packs.of(task.spec["seed"]) if task.id in fit else ()
-        groups.setdefault((pack or task.spec["seed"], _alike(task, by_id)), []).append(task)
-    names = {task.id: _name(key[0], group) for key, group in groups.items() for task in group}
-    return [_together(group, pack, names) if isinstance(pack, tuple) else replace(group[0], after=names.get(group[0].after, ""))
-            for (pack, _), group in groups.items()]
+def runs_text(pairs: Sequence[Pair]) -> str:
+    """Cells with their seeds: "Cells a, b with seeds {0, 1} and c with seeds {0}"."""
+    seeds: dict[str, tuple[int, ...]] = {}
+    for cell, seed in pairs:
+        seeds[cell] = (*seeds.get(cell, ()), seed)
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for cell, own in seeds.items():
+        groups.setdefault(own, []).append(cell)
+    return "Cells " + " and ".join(f"{', '.join(names)} with seeds {{{', '.join(map(str, own))}}}" for own, names in groups.items())
 
 
-def _alike(task: Task, by_id: Mapping[str, Task]) -> str:
-    """What tasks of several seeds must have in common: all but the seed, here and in what comes before."""
-    said = {k: v for k, v in task.spec.items() if k not in ("seed", "tags", "record")}
-    return repr((task.kind, task.cell, sorted(said.items()), task.after and _alike(by_id[task.after], by_id)))
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def _name(pack: Any, group: Sequence[Task]) -> str:
-    first = group[0]
-    return f"{first.id.rpartition('/s')[0]}/s{'+'.join(str(t.spec['seed']) for t in group)}" if isinstance(pack, tuple) else first.id
-
-
-def _together(group: Sequence[Task], pack: tuple[int, ...], names: Mapping[str, str]) -> Task:
-    first, only = group[0], [task.spec["seed"] for task in group]
-    spec = {k: v for k, v in first.spec.items() if k not in ("seed", "tags")}
-    spec |= {"seeds": list(pack), "only": only, "tags": {str(t.spec["seed"]): dict(t.spec.get("tags") or {}) for t in group}}
-    title = first.title.rpartition(", seed")[0] + f", seeds {', '.join(map(str, only))} together"
-    return replace(first, id=names[first.id], title=title, spec=spec, after=names.get(first.after, ""), seeds=tuple(only))
-
-
-def answers_of(task: Task, answer: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """The answers of a task by seed."""
-    if not task.seeds:
-        return {task.seed: answer}
-    each = answer.get("packed", {})
-    return {seed: each.get(str(seed), answer) for seed in task.seeds}
-
-
-def work_packed(spec: Mapping[str, Any], recipe: Any, guests: Sequence[Any], settings: Any, observer: Any, fork: str) -> dict[str, Any]:
-    """Do a task of several seeds: {"packed": {seed: answer as of the task of one}}, and {"failed": …} where no seed came through."""
-    from composer.ablate.forest import failed
-    from composer.engine.pack_run import marked, run_pack, train_pack_prefix
-    from composer.errors import Diverged
-
-    if spec["kind"] == "prefix":
-        found: Mapping[int, Any] = train_pack_prefix(recipe, spec["seeds"], until=spec["until"], settings=settings, guests=guests, only=spec["only"],
-                                                     observer=observer)
-        marked(settings, [each["node"] for each in found.values() if isinstance(each, dict)], fork)
-    else:
-        found = run_pack(recipe, spec["seeds"], settings=settings, only=spec["only"], tags=lambda seed: spec["tags"][str(seed)], observer=observer)
-        found = {seed: each if isinstance(each, Diverged) else {"result": each} for seed, each in found.items() if seed in spec["only"]}
-    answers = {str(seed): failed(str(each), diverged=True, exit_code=3) if isinstance(each, Diverged) else each for seed, each in found.items()}
-    trouble = [each for each in answers.values() if "failed" in each]
-    return {"packed": answers} | (trouble[0] if len(trouble) == len(answers) else {})
+def _because(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{cell}: {reason}" for cell, reason in list(reasons.items())[:TOLD])

@@ -93,6 +93,7 @@ class Task:
     cell: str = ""
     seed: int = 0
     seeds: tuple[int, ...] = ()                   # of a task that trains several together (`packs`)
+    runs: tuple[tuple[str, int], ...] = ()        # and the runs that it trains: cell, seed
 
 
 @dataclass(frozen=True)

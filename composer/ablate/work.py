@@ -53,8 +53,8 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
     epochs = spec.get("until") or recipe.segments()[-1].last
     watch = Watch(spec, epochs)
     watch.tell(0, "start")
-    if spec.get("seeds"):
-        from composer.ablate.packs import work_packed
+    if spec.get("seeds") or spec.get("runs"):
+        from composer.ablate.pack_tasks import work_packed
 
         return work_packed(spec, recipe, [load_cell(file, name) for file, name in spec.get("guests", ())], settings, watch, FORK)
     if spec["kind"] == "prefix":

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from composer.ablate.packs import answers_of, packed
+from composer.ablate.pack_tasks import answers_of, packed
 from composer.errors import ComposerError
 
 TWO = ("late", "mean")
@@ -16,11 +16,12 @@ def test_seeds_of_a_stem_become_one_task(grid, drive, tmp_path) -> None:
     alone, it = drive(grid(*TWO, seeds=3), tmp_path / "runs"), drive(grid(*TWO, seeds=3), tmp_path / "runs", pack="3")
     one, all_ = [t for t in alone.tasks(set()) if t.spec["seed"] == 0], it.tasks(set())
     assert [(t.kind, t.cell, t.epochs) for t in all_] == [(t.kind, t.cell, t.epochs) for t in one] and {t.seeds for t in all_} == {(0, 1, 2)}
-    assert all(t.spec["seeds"] == t.spec["only"] == [0, 1, 2] and "together" in t.title for t in all_)
+    assert all(t.spec["only"] == [0, 1, 2] and "together" in t.title for t in all_)
+    assert all(t.spec["seeds"] == [0, 1, 2] if t.kind == "prefix" else t.runs == tuple((t.cell, s) for s in range(3)) for t in all_)
     ids = {t.id for t in all_}
     assert all(not t.after or t.after in ids for t in all_) and [bool(t.after) for t in all_] == [bool(t.after) for t in one]
     half = it.tasks({("full", 1)})
-    assert {t.seeds for t in half if t.cell == "full"} == {(0, 2)} and {t.spec["seeds"] == [0, 1, 2] for t in half} == {True}
+    assert {t.seeds for t in half if t.cell == "full"} == {(0, 2)} and {len(t.spec["runs"]) for t in half if t.kind == "run"} == {3}
 
 
 def test_seeds_that_miss_other_cells_are_tasks_apart(grid, drive, tmp_path) -> None:
@@ -115,7 +116,9 @@ def test_what_cannot_be_packed(grid, drive, tmp_path, monkeypatch) -> None:
 
 def test_answers_by_seed(grid, drive, tmp_path) -> None:
     task = drive(grid("late", seeds=2), tmp_path / "runs", pack="2").tasks(set())[-1]
-    assert answers_of(task, {"packed": {"0": {"result": 1}, "1": {"failed": {"why": "x"}}}}) == {0: {"result": 1}, 1: {"failed": {"why": "x"}}}
+    both = [(task.cell, 0), (task.cell, 1)]
+    found = answers_of(task, {"packed": {"0": {"result": 1}, "1": {"failed": {"why": "x"}}}})
+    assert found == dict(zip(both, ({"result": 1}, {"failed": {"why": "x"}})))
     lost = {"failed": {"why": "its worker was lost"}}
-    assert answers_of(task, lost) == {0: lost, 1: lost}
-    assert packed([], drive(grid("late", seeds=2), tmp_path / "runs").packs) == []
+    assert answers_of(task, lost) == dict.fromkeys(both, lost)
+    assert packed([], drive(grid("late", seeds=2), tmp_path / "runs").packs, lambda name: ("", "")) == []
