@@ -55,9 +55,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Floor:
-    """The floor of one step, layer by layer. Layers of equal shapes are one entry."""
+    """The floor of one step, layer by layer; layers of equal shapes are one entry. `processor` [s] is the same sum in processor time, on a CPU."""
 
     layers: tuple[Layer, ...]
+    processor: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -67,9 +68,22 @@ class Floor:
         """Each variant's median time over the floor."""
         return {name: v.median / self.seconds for name, v in timing.variants.items()}
 
+    def over_processor(self, timing: Timing) -> dict[str, float] | None:
+        """The same in processor time, which other programs move less."""
+        return None if self.processor is None else {name: statistics.median(v.processor) / self.processor for name, v in timing.variants.items()}
+
     def as_dict(self, timing: Timing) -> dict[str, Any]:
         """Plain data; `over` by the variants of a timing."""
-        return {"ms": 1e3 * self.seconds, "over": self.over(timing), "layers": [layer.as_dict() for layer in self.layers]}
+        processor = {} if self.processor is None else {"processor_ms": 1e3 * self.processor, "over_processor": self.over_processor(timing)}
+        return {"ms": 1e3 * self.seconds, "over": self.over(timing), **processor, "layers": [layer.as_dict() for layer in self.layers]}
+
+    def table(self, timing: Timing) -> str:
+        """The timing's table with the floor in it; where the clock was noisy, a line in processor time."""
+        text, over = timing.text(machine=False, floor=self.seconds), self.over_processor(timing)
+        if not timing.noisy or over is None:
+            return text
+        said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in over.items())
+        return f"{text}\nover the floor in processor time, as the clock was noisy: {said}"
 
 
 def floor_of(step: Any) -> Floor:
@@ -78,30 +92,31 @@ def floor_of(step: Any) -> Floor:
 
 
 def floor(model: nn.Module, x: Tensor, cost: Cost, *, rounds: int = ROUNDS, timer: Timer | None = None) -> Floor:
-    """The floor of passes over the batch x [N,C,H,W], on its device, with PyTorch's threads as they are set. `timer` gives seconds of one call.
+    """The floor of passes over the batch x [N,C,H,W], on its device, with PyTorch's threads as they are set; each of `rounds` times every way once.
 
     Errors: ComposerError where the network has no layer with weights.
     """
     called = products(model, x)
     if not called:
         raise ComposerError("this network has no convolution and no linear layer, so it has no floor")
+    timer = timer or (on_cuda if x.device.type == "cuda" else on_cpu)
     asked = {product: passes(product, cost) for product in called}
     with torch.no_grad(), any_kernel():
         each = [way for product in called for way in ways(product, x.device) if asked[product][way.kind]]
-        best = _fastest(each, rounds, timer or (on_cuda if x.device.type == "cuda" else on_cpu))
-    return Floor(tuple(Layer(product, n, asked[product], best[product]) for product, n in called.items()))
+        taken = [[timer(way) for way in each] for _ in range(rounds)]
+    layers = []
+    for clock in range(len(taken[0][0])):
+        best = _fastest(each, [statistics.median(times[clock] for times in of_way) for of_way in zip(*taken, strict=True)])
+        layers.append(tuple(Layer(product, n, asked[product], best[product]) for product, n in called.items()))
+    return Floor(layers[0], sum(layer.seconds for layer in layers[1]) if len(layers) > 1 else None)
 
 
-def _fastest(each: Sequence[Way], rounds: int, timer: Timer) -> dict[Product, dict[str, tuple[str, float]]]:
-    """By product and kind the way of the least median, with its seconds; a round times every way once."""
-    times: list[list[float]] = [[] for _ in each]
-    for _ in range(rounds):
-        for way, taken in zip(each, times, strict=True):
-            taken.append(timer(way))
+def _fastest(each: Sequence[Way], medians: Sequence[float]) -> dict[Product, dict[str, tuple[str, float]]]:
+    """By product and kind the way of the least median, with its seconds."""
     best: dict[Product, dict[str, tuple[str, float]]] = {way.product: {} for way in each}
-    for way, taken in zip(each, times, strict=True):
+    for way, seconds in zip(each, medians, strict=True):
         found = best[way.product]
-        found[way.kind] = min(found.get(way.kind, ("", math.inf)), (way.layout, statistics.median(taken)), key=lambda pair: pair[1])
+        found[way.kind] = min(found.get(way.kind, ("", math.inf)), (way.layout, seconds), key=lambda pair: pair[1])
     return best
 
 

@@ -88,7 +88,7 @@ def measure(gate: Gate, names: Sequence[str], rounds: int, say: Say) -> dict[str
     found = {"recipe": gate.recipe, "net": gate.net, "batch": gate.batch, "gate": gate.gate, "target": gate.target, "units": units,
              "first_step_s": first, "ratios": {name: timing.variants[name].ratio for name in names}, "verdicts": {name: verdict(timing, name, gate) for name in names},
              "notes": {name: steps[name].session.backend.notes for name in names}, "timing": timing.as_dict(), "floor": floor.as_dict(timing)}
-    say(text(found, timing))
+    say(text(found, floor.table(timing)))
     return found
 
 
@@ -105,9 +105,9 @@ def verdict(timing: Timing, name: str, gate: Gate) -> str:
     return "target" if ratio >= gate.target else "gate" if ratio >= gate.gate else "below"
 
 
-def text(found: dict[str, Any], timing: Timing) -> str:
+def text(found: dict[str, Any], table: str) -> str:
     units = ", ".join(f"{name} {n}" for name, n in found["units"].items())
-    lines = ["", f"{found['recipe']} on {found['net']}, batch {found['batch']}: units {units}", timing.text(machine=False, floor=found["floor"]["ms"] / 1e3)]
+    lines = ["", f"{found['recipe']} on {found['net']}, batch {found['batch']}: units {units}", table]
     for name, ratio in found["ratios"].items():
         lines.append(f"{name}: {ratio:.2f} times as fast as the faithful loop (gate {found['gate']}, target {found['target']}): "
                      f"{SAID[found['verdicts'][name]]}; first step {found['first_step_s'][name]:.1f} s")

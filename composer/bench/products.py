@@ -51,7 +51,7 @@ class Way:
     call: Callable[[], Any]
 
 
-Timer = Callable[[Way], float]
+Timer = Callable[[Way], tuple[float, ...]]       # seconds of one call by the clock and, on a CPU, of the processor
 
 
 # -- the layers ------------------------------------------------------------------------------------------------------------------------------
@@ -140,19 +140,19 @@ def _packed(x: Tensor, weight: Tensor, g: Tensor, way: tuple[Any, ...]) -> list[
 # -- the clocks ------------------------------------------------------------------------------------------------------------------------------
 
 
-def on_cpu(way: Way) -> float:
-    """Seconds of a call, over a burst of them. One before it fetches what a step would have at hand, and says how many fit."""
+def on_cpu(way: Way) -> tuple[float, float]:
+    """Seconds of a call, by the clock and of the processor, over a burst. A call before it fetches the data, and says how many fit."""
     begin = time.perf_counter()
     way.call()
     once = time.perf_counter() - begin
     calls = min(MOST, max(1, math.ceil(BURST / max(once, 1e-9))))
-    begin = time.perf_counter()
+    used, begin = time.process_time(), time.perf_counter()
     for _ in range(calls):
         way.call()
-    return (time.perf_counter() - begin) / calls
+    return (time.perf_counter() - begin) / calls, (time.process_time() - used) / calls
 
 
-def on_cuda(way: Way) -> float:
+def on_cuda(way: Way) -> tuple[float]:
     """Seconds of a call on the device, by events. The burst waits in the queue while the device spins, so launches are not timed."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     way.call()
@@ -163,7 +163,7 @@ def on_cuda(way: Way) -> float:
         way.call()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / CALLS
+    return (begin.elapsed_time(end) / 1e3 / CALLS,)
 
 
 @contextmanager

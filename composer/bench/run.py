@@ -100,7 +100,7 @@ def measure(case: Case, *, rounds: int, device: torch.device | str = "cpu") -> t
             "passes": {name: {**made.as_dict(), "units": made.units} for name, made in passes.items()},
             "passes_on_paper": {"forward": paper.forward, "dgrad": paper.dgrad, "wgrad": paper.wgrad, "units": paper.units},
             "timing": timing.as_dict(), "over_pruned": against(timing, "pruned", device), "over_pruned_same_layout": against(timing, SAME_LAYOUT, device),
-            "limit": LIMIT, "floor": floor.as_dict(timing), "peak_bytes": memory}, timing.text(machine=False, floor=floor.seconds)
+            "limit": LIMIT, "floor": floor.as_dict(timing), "peak_bytes": memory}, floor.table(timing)
 
 
 def against(timing: Timing, other: str, device: torch.device | str) -> dict[str, float | None]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections import Counter
 
 import pytest
@@ -19,7 +17,7 @@ from composer.bench.counter import flops
 from composer.bench.floor import ROUNDS, Floor, Layer, floor, floor_of
 from composer.bench.gates import Gate, gates
 from composer.bench.nets import SHAPES, batch, net
-from composer.bench.products import KINDS, Product, Way, on_cpu, products, ways
+from composer.bench.products import KINDS, Product, Way, on_cpu, on_cuda, products, ways
 from composer.bench.run import Case, measure
 from composer.bench.subject import subject
 from composer.bench.timer import Timing, Variant, interleave
@@ -30,8 +28,8 @@ from composer.plan.types import Cost
 ATTACK = Cost(forward=13, dgrad=12, wgrad=2)            # TRADES with ten steps
 
 
-def one(way: Way) -> float:
-    return 1.0
+def one(way: Way) -> tuple[float]:
+    return (1.0,)
 
 
 def of(*layers: nn.Module) -> nn.Sequential:
@@ -46,7 +44,7 @@ def test_a_small_net_by_hand():
     """Layers of 3 and 6 weights: every computation costs its layer's weights, an input gradient as much again, a weight gradient thrice that."""
     model = of(nn.Flatten(), nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 6))
     dear = {"forward": 1, "dgrad": 2, "wgrad": 3}
-    found = floor(model, torch.rand(5, 1, 1, 3), ATTACK, timer=lambda way: way.product.weight[0] * way.product.weight[1] * dear[way.kind])
+    found = floor(model, torch.rand(5, 1, 1, 3), ATTACK, timer=lambda way: (way.product.weight[0] * way.product.weight[1] * dear[way.kind],))
     first, last = 3 * (13 * 1 + (12 - 2) * 2 + 2 * 3), 6 * (13 * 1 + 12 * 2 + 2 * 3)
     assert found.seconds == first + last == 375 and [layer.seconds for layer in found.layers] == [first, last]
 
@@ -61,7 +59,7 @@ def test_where_time_is_arithmetic_the_floor_is_the_arithmetic(name):
         return 2 * p.x[0] * torch.Size(out).numel() * torch.Size(p.weight).numel()
 
     model, (x, _) = net(name), batch(name, 2)
-    found = floor(model, x, ATTACK, rounds=1, timer=arithmetic)
+    found = floor(model, x, ATTACK, rounds=1, timer=lambda way: (arithmetic(way),))
     (first,) = [layer for layer in found.layers if layer.product.first]
     assert found.seconds == 2 * flops(model, SHAPES[name]) * (13 + 12 + 2) - 2 * arithmetic(Way(first.product, "dgrad", "", one))
     assert first.product.weight[1] == SHAPES[name][0]
@@ -71,7 +69,7 @@ def test_of_each_way_the_median_and_of_the_ways_the_least():
     """Contiguous has the fastest single call and a better mean; by channels has the better median."""
     times = {"contiguous": iter([1.0, 5.0, 5.0, 1.0, 5.0]), "channels_last": iter([4.0, 4.0, 40.0, 4.0, 4.0])}
     slow = iter([9.0] * 100)
-    found = floor(of(nn.Conv2d(2, 3, 3)), torch.rand(1, 2, 5, 5), Cost(forward=2), timer=lambda way: next(times.get(way.layout, slow)))
+    found = floor(of(nn.Conv2d(2, 3, 3)), torch.rand(1, 2, 5, 5), Cost(forward=2), timer=lambda way: (next(times.get(way.layout, slow)),))
     assert ROUNDS == 5 and found.layers[0].best == {"forward": ("channels_last", 4.0)} and found.seconds == 8.0
 
 
@@ -79,9 +77,9 @@ def test_ways_take_turns():
     """A slow second falls on all ways, not on one: in each round each way is timed once, and in one order."""
     order: list[tuple] = []
 
-    def timer(way: Way) -> float:
+    def timer(way: Way) -> tuple[float]:
         order.append((way.product.weight, way.kind, way.layout))
-        return 1.0
+        return (1.0,)
 
     floor(net("cnn8"), batch("cnn8", 2)[0], ATTACK, rounds=3, timer=timer)
     third = len(order) // 3
@@ -91,9 +89,11 @@ def test_ways_take_turns():
 def test_a_layers_seconds_and_the_report():
     passes, best = {"forward": 3, "dgrad": 0, "wgrad": 1}, {"forward": ("in x out", 0.25), "wgrad": ("out x in", 1.0)}
     layer = Layer(Product((8, 3), (4, 3), (), True), 2, passes, best)
-    timing = Timing("base", {"base": Variant((7.0, 9.0, 70.0), (1.0,)), "other": Variant((3.5,), (2.0,))}, ())
+    timing = Timing("base", {"base": Variant((7.0, 9.0, 70.0), (1.0,), (4.0, 8.0, 6.0)), "other": Variant((3.5,), (2.0,), (3.0,))}, ())
     found = Floor((layer, layer)).as_dict(timing)
     assert found["ms"] == 7000.0 and found["over"] == {"base": 9 / 7, "other": 0.5} and json.loads(json.dumps(found)) == found
+    assert "over_processor" not in found, "a device has no processor time"
+    assert Floor((layer,), 2.0).as_dict(timing).items() >= {"processor_ms": 2000.0, "over_processor": {"base": 3.0, "other": 1.5}}.items()
     assert found["layers"][0] == {"input": [8, 3], "weight": [4, 3], "first": True, "calls": 2, "passes": passes, "ms": 3500.0,
                                   "best": {"forward": {"layout": "in x out", "ms": 250.0}, "wgrad": {"layout": "out x in", "ms": 1000.0}}}
 
@@ -104,6 +104,21 @@ def test_the_table_has_a_row_and_a_column():
     assert head.split() == ["ms", "/", "floor", "faster", "minima", "range"]
     assert faithful.split()[:3] == ["faithful", "2000.00", "2.50"] and eager.split()[:4] == ["eager", "1000.00", "1.25", "2.000"]
     assert last.split() == ["floor", "800.00", "1.00", "2.500"] and "floor" not in timing.text(machine=False)
+
+
+def test_a_noisy_table_says_it_in_processor_time_too():
+    variants = {"faithful": Variant((2.0,), (1.0,), (1.5,)), "eager": Variant((1.0,), (2.0,), (0.75,))}
+    layer = Layer(Product((1, 1), (1, 1)), 1, {"forward": 1}, {"forward": ("in x out", 0.8)})
+    quiet, noisy = (Timing("faithful", variants, reasons) for reasons in ((), ("load",)))
+    assert Floor((layer,), 0.5).table(quiet) == quiet.text(machine=False, floor=0.8)
+    assert Floor((layer,)).table(noisy) == noisy.text(machine=False, floor=0.8)
+    assert Floor((layer,), 0.5).table(noisy).splitlines()[-1] == "over the floor in processor time, as the clock was noisy: faithful 3.00, eager 1.50"
+
+
+def test_the_fastest_way_is_chosen_by_each_clock_apart():
+    times = {"contiguous": (1.0, 5.0), "channels_last": (2.0, 4.0), "packed": (3.0, 6.0)}
+    found = floor(of(nn.Conv2d(2, 3, 3)), torch.rand(1, 2, 5, 5), Cost(forward=10), timer=lambda way: times[way.layout])
+    assert (found.seconds, found.processor) == (10.0, 40.0) and found.layers[0].best["forward"][0] == "contiguous"
 
 
 # -- layers and passes -----------------------------------------------------------------------------------------------------------------------
@@ -233,7 +248,31 @@ def test_a_burst_is_about_a_millisecond(monkeypatch):
             made.append(1)
 
         monkeypatch.setattr(products_module.time, "perf_counter", lambda now=now: now[0])
-        assert on_cpu(Way(Product((1, 1), (1, 1)), "forward", "", call)) == pytest.approx(cost) and len(made) == 1 + calls
+        monkeypatch.setattr(products_module.time, "process_time", lambda now=now: now[0] / 2)
+        assert on_cpu(Way(Product((1, 1), (1, 1)), "forward", "", call)) == pytest.approx((cost, cost / 2)) and len(made) == 1 + calls
+
+
+def test_on_a_device_events_lie_around_the_burst(monkeypatch):
+    """On a device that writes down what it is asked: first a call apart, then the device is kept busy until all of the burst is queued."""
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            done.append("event")
+
+        def synchronize(self) -> None:
+            done.append("wait")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 40.0
+
+    for name, made in (("Event", Event), ("synchronize", lambda: done.append("wait")), ("_sleep", lambda cycles: done.append("busy"))):
+        monkeypatch.setattr(torch.cuda, name, made)
+    (taken,) = on_cuda(Way(Product((1, 1), (1, 1)), "forward", "", lambda: done.append("call")))
+    assert taken == pytest.approx(0.004) and done == ["call", "wait", "busy", "event", *["call"] * 10, "event", "wait"]
 
 
 def test_flags_are_put_back():
@@ -241,7 +280,7 @@ def test_flags_are_put_back():
     try:
         seen = []
         floor(of(nn.Linear(2, 2)), torch.rand(1, 2), ATTACK, rounds=1,
-              timer=lambda way: seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)) or 1.0)
+              timer=lambda way: seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)) or (1.0,))
         assert set(seen) == {(False, True)} and torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
     finally:
         torch.use_deterministic_algorithms(False)
@@ -250,27 +289,18 @@ def test_flags_are_put_back():
 # -- measured --------------------------------------------------------------------------------------------------------------------------------
 
 
-def by_processor(way: Way) -> float:
-    """Processor time of a call: other programs do not move it."""
-    way.call()
-    begin, calls = time.process_time(), 0
-    while time.process_time() - begin < 1e-3:
-        way.call()
-        calls += 1
-    return (time.process_time() - begin) / calls
-
-
 def test_the_floor_is_below_the_engine():
+    """In processor time, which other programs move less."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         steps = {name: subject("trades", "cnn8", n=32, steps=2, backend=name) for name in ("eager", "folded")}
-        least = floor(steps["eager"].model, steps["eager"].batch.x, plan_cost(steps["eager"].plan), timer=by_processor).seconds
+        least = floor_of(steps["eager"])
         timing = interleave(steps, rounds=5, warmup=1, again=False)
     finally:
         torch.set_num_threads(threads)
-    for name, v in timing.variants.items():
-        assert 0 < least < statistics.median(v.processor), name
+    over = least.over_processor(timing)
+    assert set(over) == {"eager", "folded"} and all(ratio > 1 for ratio in over.values()) and least.seconds > 0
 
 
 # -- in the reports --------------------------------------------------------------------------------------------------------------------------
@@ -278,21 +308,22 @@ def test_the_floor_is_below_the_engine():
 
 def test_the_gates_report_it(monkeypatch):
     monkeypatch.setattr(gates_module, "LEAST", 1)
-    monkeypatch.setattr("composer.bench.floor.on_cpu", lambda way: 1e-6)
+    monkeypatch.setattr("composer.bench.floor.on_cpu", lambda way: (1e-6, 2e-6))
     lines: list[str] = []
     found = gates(("trades",), names=("eager",), cases=(Gate("trades", "cnn8", 2, 0.1, 0.2),), rounds=1, say=lines.append)
     (case,) = found["cases"]
     assert json.loads(json.dumps(found)) == found and case["floor"]["ms"] == pytest.approx(1e-3 * (6 * 27 - 2))
     rows = case["timing"]["variants"]
+    assert case["floor"]["processor_ms"] == pytest.approx(2e-3 * (6 * 27 - 2)) and set(case["floor"]["over_processor"]) == set(case["floor"]["over"])
     assert case["floor"]["over"] == pytest.approx({name: rows[name]["ms"] / case["floor"]["ms"] for name in ("faithful", "pruned", "eager")})
     assert "/ floor" in lines[1] and any(line.split()[:3] == ["floor", "0.16", "1.00"] for line in lines[1].splitlines())
 
 
 def test_so_does_the_plain_bench(monkeypatch):
-    monkeypatch.setattr("composer.bench.floor.on_cpu", lambda way: 1e-6)
+    monkeypatch.setattr("composer.bench.floor.on_cpu", lambda way: (1e-6, 2e-6))
     found, table = measure(Case("standard", "cnn8", 4), rounds=1)
     assert found["floor"]["ms"] == pytest.approx(1e-3 * (6 * 3 - 1)) and set(found["floor"]["over"]) == set(found["timing"]["variants"])
-    assert table.splitlines()[-1].startswith("floor") or "noisy" in table.splitlines()[-1]
+    assert any(line.startswith("floor") for line in table.splitlines())
     assert [len(layer["best"]) for layer in found["floor"]["layers"]] == [2, 3, 3, 3, 3, 3], "no input gradient reaches the images"
 
 
