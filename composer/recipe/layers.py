@@ -180,13 +180,15 @@ def _editor(stack: Stack, known: Known, errors: list[ComposerError]) -> Editor:
 
 
 def _command_line(stack: Stack, sets: Sequence[str], drops: Sequence[str], known: Known, errors: list[ComposerError]) -> None:
+    """The protocol first, wherever it stands among the others: what they say of measures is said of its measures."""
+    said = _assignments(sets, errors)
+    protocol = Edit("the command line", "")
+    protocol.set.update((path, (value, where)) for path, value, where in said if path == ("evaluate", "use"))
+    if protocol.set:
+        _editor(stack, known, errors).apply([protocol])
     edit = Edit("the command line", "")
-    for number, text in enumerate(sets, 1):
-        where = f"--set #{number}"
-        try:
-            path, value = assignment(text)
-        except ValueError as error:
-            errors.append(ComposerError(f"--set {text}", where=where, why=str(error), fix="write --set path=value, as in --set terms.kl.weight=6"))
+    for path, value, where in said:
+        if path in protocol.set:
             continue
         new = isinstance(value, dict) and path[:-1] in ADDABLE and get(stack.tables, path) is MISSING
         (edit.put if new else edit.set)[path] = (value, where)
@@ -195,8 +197,19 @@ def _command_line(stack: Stack, sets: Sequence[str], drops: Sequence[str], known
             edit.drop[split(text)] = f"--drop #{number}"
         except ValueError as error:
             errors.append(ComposerError(f"--drop {text}", where=f"--drop #{number}", why=str(error)))
-    stack.commanded = frozenset(edit.paths())
+    stack.commanded = frozenset({*protocol.paths(), *edit.paths()})
     _editor(stack, known, errors).apply([edit])
+
+
+def _assignments(sets: Sequence[str], errors: list[ComposerError]) -> list[tuple[Dotted, Any, str]]:
+    """(path, value, place) of each --set."""
+    found = []
+    for number, text in enumerate(sets, 1):
+        try:
+            found.append((*assignment(text), f"--set #{number}"))
+        except ValueError as error:
+            errors.append(ComposerError(f"--set {text}", where=f"--set #{number}", why=str(error), fix="write --set path=value, as in --set terms.kl.weight=6"))
+    return found
 
 
 ADDABLE = {(name,) for name in ("terms", "views", "parts", "inner", "augment", "evaluate", "trace", "phase")}

@@ -94,6 +94,19 @@ def test_evaluate_n_is_the_default_of_all_and_a_measures_own_wins(book):
     assert {m.name: m.n for m in both.evaluate.measures} == {"clean": 64, "pgd-100": 32}
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_protocol_and_measures_beside_it_whatever_their_order(book, turned):
+    """A measure that the old protocol had as well is added to the new one, not lost with the old one."""
+    sets = ["evaluate.use=paper", 'evaluate.pgd-20={ use = "pgd", steps = 7 }', "evaluate.n=5"]
+    found = {m.name: (m.options.get("steps"), m.n) for m in book.load("at", sets=sets[::-1] if turned else sets).evaluate.measures}
+    assert found == {"clean": (None, 5), "pgd-100": (100, 1000), "pgd-20": (7, 5)}
+
+
+def test_a_measure_that_the_new_protocol_lacks_is_an_error(book):
+    with pytest.raises(ComposerError, match=r"set evaluate\.pgd-20\.steps = 7"):
+        book.load("at", sets=["evaluate.use=paper", "evaluate.pgd-20.steps=7"])
+
+
 def test_help_says_so(capsys):
     run_app(app, ["check", "--help"])
     said = " ".join(capsys.readouterr().out.split())
