@@ -16,7 +16,7 @@ from composer.ablate import bench
 from composer.ablate.diverged import known, note
 from composer.ablate.external import external_results
 from composer.ablate.names import slug
-from composer.ablate.pack_tasks import answers_of, packed
+from composer.ablate.pack_tasks import answers_of, outsider, packed
 from composer.ablate.packs import packs_for
 from composer.ablate.planned import check_analysis
 from composer.ablate.rungs import Ladders, ends, record_file
@@ -83,7 +83,7 @@ class Drive:
         self._tree: tuple[Any, Tree] | None = None
         self.ladders.settle(self.finished(), self.diverged())
         with self.as_workers():
-            self.packs = packs_for(grid, self.tree, options.pack, self.options.settings, held, self.finished() if options.pack != "off" else ())
+            self.packs = packs_for(grid, self.tree, options.pack, self.options.settings, held.get("packs") or (), self._record)
         if self.packs.note:
             self.grid = replace(self.grid, notes=(*self.grid.notes, self.packs.note))
 
@@ -133,7 +133,7 @@ class Drive:
         rungs = self.ladders.wanted(number) if number is not None else None
         maker = Maker(self.grid, self.courses, self.tree_to(number), files, self._settings(), tags, rungs, self._more)
         return packed((task for seed in self.grid.seeds for task in maker.of_seed(seed, done | gone)), self.packs,
-                      lambda name: (files[name], self.grid.cell(name).recipe.name))
+                      lambda name: (files[name], self.grid.cell(name).recipe.name) if name in files else outsider(self.out, name))
 
     def tree_to(self, number: int | None = None) -> Tree:
         """The tree of what is trained: points end where they were dropped, and at the rung with this number."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from composer.ablate.packs import Packs, Pair, runs_text
 from composer.ablate.types import Task
+from composer.engine.record import read_json
 
 OWN = ("recipe", "name", "seed", "tags", "measures", "record", "key")         # of a run's spec, what is its own in a pack
 Source = Callable[[str], tuple[str, str]]                                     # cell -> the file of its recipe, and that recipe's name
@@ -96,6 +98,12 @@ def _runs(group: Sequence[Task], pack: Sequence[Pair], name: str, after: str, so
 
 def _title(first: Task, seeds: Sequence[int]) -> str:
     return first.title.rpartition(", seed")[0] + f", seeds {', '.join(map(str, seeds))} together"
+
+
+def outsider(out: Path, name: str) -> tuple[str, str]:
+    """Where the recipe of a run lies that another grid began together with runs of this one; it is not trained here."""
+    folder = out / "experiments" / name
+    return str((folder / "recipe.toml").absolute()), str((read_json(folder / "record.json") or {}).get("recipe", name))
 
 
 def answers_of(task: Task, answer: Mapping[str, Any]) -> dict[Pair, Mapping[str, Any]]:

@@ -7,7 +7,7 @@ are dropped at rungs are judged one by one and not packed. `pack_tasks` makes ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,22 +40,25 @@ class Packs:
         return next((pack for pack in self.joint if (cell, seed) in pack and len(pack) > 1), ())
 
     def noted(self) -> dict[str, Any]:
-        """For the study's record: what is begun goes on as it was begun."""
+        """For the study's record."""
         return {"packs": [list(pack) for pack in self.seeds], "joint_packs": [[list(pair) for pair in pack] for pack in self.joint]}
 
 
-def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Mapping[str, Any], done: Iterable[Pair] = ()) -> Packs:
-    """The packs of a grid, as `--pack` asks for them. Those that were begun (`held`, the study's record) stay, also where none are asked for any more.
+def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Sequence[Sequence[int]], record: Callable[[str, int], Any]) -> Packs:
+    """The packs of a grid, as `--pack` asks for them. Those that were begun stay, also where none are asked for any more.
 
-    done  runs that have a result: they join no new pack of cells
+    held    packs by seed that the grid was begun with
+    record  (cell, seed) -> the store's record of the run, which says how it was begun
 
     Errors: ComposerError where a number was asked for and some cell cannot be packed.
     """
     from composer.engine.pack_seeds import Packing, packs_of
 
     packing = Packing.parse(asked)
-    begun = [tuple(pack) for pack in held.get("packs") or ()]
-    joint = [tuple((str(cell), int(seed)) for cell, seed in pack) for pack in held.get("joint_packs") or ()]
+    begun = [tuple(pack) for pack in held]
+    sole = [stem.cells[0] for stem in tree.stems if len(stem.cells) == 1]
+    known = _Begun(grid, sole, settings, record)
+    joint = [*known.joint]
     if not packing.most and not any(len(pack) > 1 for pack in (*begun, *joint)):
         return Packs()
     free = [s for s in grid.seeds if not any(s in pack for pack in begun)]
@@ -68,15 +71,44 @@ def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Mapping[s
         raise ComposerError(f"--pack {asked}: the cell {cell} cannot be packed", where="command line", why=why,
                             fix="--pack auto packs what can be, --pack off nothing")
     fit = frozenset(name for stem in tree.stems if not any(cell in found.reasons for cell in stem.cells) for name in stem.cells)
-    taken = {pair for pack in joint for pair in pack}
-    settled = {c["name"] for c in held.get("cells", ())} - {cell for cell, _ in taken} if any(len(p) > 1 for p in begun) or joint else set()
-    for group in found.alike([stem.cells[0] for stem in tree.stems if len(stem.cells) == 1 and stem.cells[0] in fit - settled]):
-        if len(group) > 1 and packing.most:
-            joint += packs_of([(c, s) for c in group for s in grid.seeds if (c, s) not in taken and (c, s) not in done], packing.most)
+    for group in found.alike([name for name in sole if name in fit]) if packing.most else ():
+        if len(group) > 1:
+            joint += packs_of([(c, s) for c in group for s in grid.seeds if (c, s) not in known.taken], packing.most)
+    places = {cell.name: k for k, cell in enumerate(grid.distinct)}
+    joint = sorted(_mixed(joint, seeds), key=lambda pack: min((places[cell], seed) for cell, seed in pack if cell in places))
     cells = fit - {cell for pack in joint for cell, _ in pack}
     by_seed = seeds if cells and any(len(pack) > 1 for pack in seeds) else ()
     return Packs(by_seed, cells if by_seed else frozenset(), tuple(joint),
                  _note(by_seed, cells, joint, found, [c.name for c in grid.distinct if c.name not in fit]))
+
+
+def _mixed(joint: Sequence[tuple[Pair, ...]], seeds: Sequence[tuple[int, ...]]) -> list[tuple[Pair, ...]]:
+    """Without the packs of cells that are as well packed by seed."""
+    plain = {tuple((cell, seed) for seed in pack) for cell in {cell for pack in joint for cell, _ in pack} for pack in seeds}
+    mixed = {cell for pack in joint if pack not in plain for cell, _ in pack}
+    return [pack for pack in joint if any(cell in mixed for cell, _ in pack)]
+
+
+class _Begun:
+    """How the grid's runs were begun: `joint` packs, by whatever grid (a run that is not of this one stands there by the name of its record), and
+    `taken`, the runs that join no new pack. sole: cells whose epochs nobody shares; others go on by seed, as the grid's own record says."""
+
+    def __init__(self, grid: Grid, sole: Sequence[str], settings: Any, record: Callable[[str, int], Any]):
+        from composer.engine.pack_seeds import begun_as
+
+        records = {(cell.name, seed): record(cell.name, seed) for cell in grid.distinct for seed in grid.seeds}
+        names = {each.name: pair for pair, each in records.items()}
+        self.taken, packs = set[Pair](), dict[tuple[Pair, ...], None]()
+        for pair, each in records.items():
+            pack, begun = begun_as(each, settings)
+            if "runs" in pack:
+                packs[tuple(names.get(name) or (name, seed) for name, seed in pack["runs"])] = None
+            elif "seeds" in pack and pair[0] in sole:
+                packs[tuple((pair[0], seed) for seed in pack["seeds"])] = None
+            if begun:
+                self.taken.add(pair)
+        self.joint = list(packs)
+        self.taken |= {pair for pack in self.joint for pair in pack}
 
 
 class _Look:

@@ -99,7 +99,7 @@ def run_pack(runs: Runs, *, settings: Settings, only: Sequence[int] | None = Non
         return done
     wish, width, names = Wish(), len(runs), names or [f"seed {seed}" for _, seed in runs]
     one = len({recipe.experiment_id for recipe, _ in runs}) == 1
-    facts: dict[str, Any] = {"seeds": [seed for _, seed in runs]} if one else {"runs": [r.name for r in records]}
+    facts: dict[str, Any] = {"seeds": [seed for _, seed in runs]} if one else {"runs": [[r.name, seed] for r, (_, seed) in zip(records, runs)]}
     with Signals(wish), contextlib.ExitStack() as locks:
         for seat in sorted(todo, key=lambda seat: str(records[seat].folder)):
             locks.enter_context(Lock(records[seat].folder))

@@ -70,20 +70,26 @@ def grouped(recipe: Any, seeds: Sequence[int], packing: Packing, settings: Setti
     held, started, free, done = [], [], [], []
     for seed in seeds:
         record = Record(settings.out, recipe, seed, settings.variant)
-        files = [settings.out / "nodes" / node["folder"] / "key.json" for node in record.facts.get("nodes", ())]
-        machines = [key["machine"] for file in files if (key := read_json(file))]
-        alone = "packed" not in record.result if record.result else bool(machines) and not any("packed" in m for m in machines)
-        if record.facts.get("pack") and not alone and not record.result and "runs" in record.facts["pack"]:
+        pack, begun = begun_as(record, settings)
+        if "runs" in pack and not record.result:
             raise ComposerError(f"seed {seed} of {recipe.name} was begun in a pack with runs of other recipes", where=str(record.folder),
-                                why=f"beside {', '.join(n for n in record.facts['pack']['runs'][:3] if n != record.name)}, …",
+                                why=f"beside {', '.join(name for name, _ in pack['runs'][:3] if name != record.name)}, …",
                                 fix="go on with the study that began it, or --fresh")
-        if "seeds" in record.facts.get("pack", {}) and not alone:
-            held.append(tuple(record.facts["pack"]["seeds"]))
+        if "seeds" in pack:
+            held.append(tuple(pack["seeds"]))
         else:
-            (done if record.result else started if machines else free).append(seed)
+            (done if record.result else started if begun else free).append(seed)
     begun = list(dict.fromkeys(held))
     note = f"seed {', '.join(map(str, started))} was begun alone and goes on alone" if started and packing.most else ""
     return Groups(begun, packs_of(free, packing.most), [*started, *done], note)
+
+
+def begun_as(record: Record, settings: Settings) -> tuple[dict[str, Any], bool]:
+    """The pack in which a run was begun, as its record says it ({}: in none), and whether it was begun at all. Begun again alone, it is in none."""
+    files = [settings.out / "nodes" / node["folder"] / "key.json" for node in record.facts.get("nodes", ())]
+    machines = [key["machine"] for file in files if (key := read_json(file))]
+    alone = "packed" not in record.result if record.result else bool(machines) and not any("packed" in m for m in machines)
+    return {} if alone else record.facts.get("pack") or {}, bool(machines or record.result)
 
 
 def why_alone(recipe: Any, packs: Sequence[tuple[int, ...]], packing: Packing, settings: Settings) -> str:

@@ -47,7 +47,7 @@ def test_a_pack_of_cells_equals_its_runs_alone_to_rounding(grid, record, tmp_pat
         alone, result = run(recipe, seed=seed, settings=settings(tmp_path)), packed[seat]
         a, b = record(tmp_path, alone["run"]), record(tmp_path / "packed", result["run"])
         assert alone["run"] == result["run"] and result["packed"] == 4 and "packed" not in alone and not set(a.keys) & set(b.keys)
-        assert b.facts["pack"] == {"runs": names, "seat": seat}
+        assert b.facts["pack"] == {"runs": [[name, of] for name, (_, of) in zip(names, runs)], "seat": seat}
         assert json.loads((b.folders[-1] / "key.json").read_text())["machine"]["packed"] == f"{seat + 1} of 4"
         assert alone["steps"] == result["steps"] and alone["passes"] == result["passes"] and len(a.rows) == len(b.rows)
         for row, near in zip(a.rows, b.rows, strict=True):
