@@ -16,15 +16,14 @@ Judged = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def compare(a: str, b: str, out: Path, protocol: str = "") -> dict[str, Any]:
-    """{"a", "b", "rows": [Pair of each measure], "notes"}: McNemar (exact below 25 discordant images) and the paired bootstrap of a - b.
+    """{"a", "b", "rows": [Pair of each measure], "notes", "doubted"}: McNemar (exact below 25 discordant images) and the paired bootstrap of a - b.
 
     a, b      an exported .npz or .parquet, or what `composer evaluate` was given (its last evaluation), or the name of its folder
-    protocol  among several evaluations of one model, the one by this protocol
+    protocol  among several evaluations of one model, the one by this protocol; doubted: those of "a", "b" that the trust checks doubt
     Errors: ComposerError where a model was not evaluated yet, or the images are others.
     """
     first, second = find(a, out, protocol), find(b, out, protocol)
-    notes = [f"{name}: its numbers are in doubt ({'; '.join(side[0]['trust']['flags'])})" for name, side in (("A", first), ("B", second))
-             if not side[0].get("trust", {}).get("ok", True)]
+    notes = [f"{name}: its numbers are in doubt ({'; '.join(side[0]['trust']['flags'])})" for name, side in (("A", first), ("B", second)) if _doubted(side)]
     rows = []
     for name in (n for n in first[0]["metrics"] if n in second[0]["metrics"]):
         why = cannot(name, first, second)
@@ -36,7 +35,12 @@ def compare(a: str, b: str, out: Path, protocol: str = "") -> dict[str, Any]:
         rows.append({"measure": name, **pair.as_dict()})
     if not rows:
         raise ComposerError(f"{a} and {b} cannot be compared", why="\n".join(notes) or "no measure was taken of both", fix="evaluate both by one protocol, on the same data")
-    return {"a": first[0]["model"], "b": second[0]["model"], "rows": rows, "notes": notes}
+    doubted = [name for name, side in (("a", first), ("b", second)) if _doubted(side)]
+    return {"a": first[0]["model"], "b": second[0]["model"], "rows": rows, "notes": notes, "doubted": doubted}
+
+
+def _doubted(side: Judged) -> bool:
+    return not side[0].get("trust", {}).get("ok", True)
 
 
 def find(target: str, out: Path, protocol: str = "") -> Judged:
@@ -85,14 +89,15 @@ def same_images(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) 
 
 def text(result: Mapping[str, Any]) -> str:
     """A table for a terminal."""
-    from composer.report.table import layout
+    from composer.report.table import DOUBTED, layout
 
+    a, b = (DOUBTED if side in result["doubted"] else "" for side in ("a", "b"))
     cells = [["measure", "n", "A", "B", "A - B", "95 % interval", "only A", "only B", "p", "test"]]
     for row in result["rows"]:
         low, high = row["ci95"] or (float("nan"), float("nan"))
-        cells.append([row["measure"], f"{row['n']:,}", f"{100 * row['a']:.2f}", f"{100 * row['b']:.2f}", f"{100 * row['difference']:+.2f}",
+        cells.append([row["measure"], f"{row['n']:,}", f"{100 * row['a']:.2f}{a}", f"{100 * row['b']:.2f}{b}", f"{100 * row['difference']:+.2f}{a or b}",
                       f"{100 * low:+.2f} to {100 * high:+.2f}", str(row["only_a"]), str(row["only_b"]), f"{row['p']:.3g}", row["method"]])
     head = [f"A  {result['a']}", f"B  {result['b']}", ""]
     foot = ["", "Accuracy in %; interval: paired bootstrap over images; p: McNemar, unadjusted. It speaks of these two models, not of methods.",
-            *(f"note: {note}" for note in result["notes"])]
+            *([f"{DOUBTED} the trust checks doubt these numbers, see the notes"] if result["doubted"] else []), *(f"note: {note}" for note in result["notes"])]
     return "\n".join([*head, *layout(cells), *foot])

@@ -148,7 +148,8 @@ class Runner:
             "selected": chosen, "selected_epoch": p.best["epoch"] if chosen == "best" else p.epoch,
             "metrics": judged.metrics, "metrics_other": second.metrics if second else {}, "trust": judged.trust, "out": str(self.settings.out),
             "mlflow_run_id": None,
-        } | ({"units": judged.units} if judged.units else {}) | self._expect(judged) | self._adoptions() | remarks.facts(self.session, p) | selection(self.recipe, p.best)
+        } | ({"trust_other": second.trust} if second and not second.trust["ok"] else {}) | ({"units": judged.units} if judged.units else {}) \
+            | self._expect(judged) | self._adoptions() | remarks.facts(self.session, p) | selection(self.recipe, p.best)
 
     def _expect(self, judged: Any) -> dict[str, Any]:
         if not self.recipe.expect:

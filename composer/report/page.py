@@ -73,14 +73,14 @@ def run_files(folder: Path) -> Path:
     from composer.report.ablation.frames import csv_text
     from composer.report.ablation.latex import HEAD, sheet_latex
     from composer.report.ablation.markdown import escape, sheet_text
-    from composer.report.table import head, rows_of
+    from composer.report.table import head, rows_of, trusts
 
     result = read_json(folder / "result.json")
     if not isinstance(result, dict):
         raise ComposerError(f"{folder / 'result.json'} is no JSON", fix="remove it and give the command of the run again: nothing is trained twice")
     sheet, n = run_sheet(result), result.get("n") or {}
-    records = [{"checkpoint": checkpoint, "metric": name, "value": value, "n": n.get(name)} for checkpoint, values in rows_of(result)
-               for name, value in values.items()]
+    records = [{"checkpoint": checkpoint, "metric": name, "value": value, "n": n.get(name), "trusted": trust.get("ok")}
+               for (checkpoint, values), trust in zip(rows_of(result), trusts(result), strict=True) for name, value in values.items()]
     if (folder / FACTS).is_file():
         run_pictures(folder, folder.name)
     atomic.write_text(folder / "table.md", f"# {escape(head(result))}\n\n{sheet_text(sheet)}\n")

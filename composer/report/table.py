@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from composer.report.doubts import by_kind
 
+DOUBTED = "†"                                                # behind every number of a checkpoint whose trust checks found a reason
 Z = 1.959963984540054                                        # two-sided 95 % of the normal distribution
 
 
@@ -50,14 +51,27 @@ def rows_of(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [row for row in rows if row[1]]
 
 
+def trusts(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the trust checks say of each of rows_of's rows. `trust_other` stands in a result only where they found something."""
+    pairs = (("trust", "metrics"), ("trust_other", "metrics_other"))
+    return [result.get(trust) or {} for trust, metrics in pairs if result.get(metrics)]
+
+
 def grid(result: Mapping[str, Any]) -> list[list[str]]:
-    """Cells of the table: a line of names, a line of image counts and the units of diagnostics, a line for each checkpoint."""
+    """Cells of the table: a line of names, a line of image counts and the units of diagnostics, a line for each checkpoint. Doubted numbers bear a mark."""
     rows, n, units = rows_of(result), result.get("n") or {}, result.get("units") or {}
     names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
     counts = [" ".join([f"n = {n[name]:,}" if n.get(name) else "", f"[{units[name]}]" if name in units else ""]).strip() for name in names]
     mark = " *" if len(rows) > 1 else ""
-    return [["", *names], ["", *counts], *([label + mark * (at == 0), *(show(metrics.get(name), n.get(name), units.get(name, "")) for name in names)]
-                                          for at, (label, metrics) in enumerate(rows))]
+    doubts = [DOUBTED if trust.get("ok") is False else "" for trust in trusts(result)]
+    lines = [[label + mark * (at == 0), *(marked(show(metrics.get(name), n.get(name), units.get(name, "")), doubts[at]) for name in names)]
+             for at, (label, metrics) in enumerate(rows)]
+    return [["", *names], ["", *counts], *lines]
+
+
+def marked(cell: str, mark: str) -> str:
+    """The number with its mark; nothing measured needs none."""
+    return cell + mark if cell != "-" else cell
 
 
 def layout(cells: Sequence[Sequence[str]]) -> list[str]:
@@ -92,18 +106,28 @@ def foot(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         mark = f"* selected; the run's result is its {rows[0][0]} checkpoint. " if len(rows) > 1 else ""
         lines.append((f"{mark}Accuracy in % ± half of the 95 % interval over images (Wilson).", "dim"))
     if chosen := result.get("selection"):
-        lines.append((f"epoch {chosen['epoch']} selected by {chosen['attack']} {100 * chosen['score']:.2f} ± {100 * chosen['se']:.2f} % on {chosen['n']:,} held-out "
-                      "images (standard error)", "dim"))
-    trust = result.get("trust") or {}
-    flags = [str(flag) for flag in trust.get("flags") or []]
+        score = f"{chosen['attack']} {100 * chosen['score']:.2f} ± {100 * chosen['se']:.2f} %"
+        lines.append((f"epoch {chosen['epoch']} selected by {score} on {chosen['n']:,} held-out images (standard error)", "dim"))
     lines += [(f"recipe's [expect]  {line}", "bad" if "OUTSIDE" in line else "good") for line in result.get("expect") or []]
-    lines += [(f"doubt: {line}", "bad") for line in by_kind(flags, [*n, *(name for _, metrics in rows for name in metrics)])]
-    if trust.get("ok") and not flags:
-        lines.append(("trust checks: no reason to doubt these numbers", "good"))
+    lines += _doubts(result)
     lines += [(_workers(result["workers"]), "dim")] if result.get("workers") else []
     kept = [str(result["out"]) if result.get("out") else "", f"MLflow run {result['mlflow_run_id']}" if result.get("mlflow_run_id") else ""]
     if any(kept):
         lines.append(("kept in " + ", ".join(filter(None, kept)) if kept[0] else kept[1], "dim"))
+    return lines
+
+
+def _doubts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the mark on numbers means, a line a kind of doubt; or that there is none."""
+    rows, checked = rows_of(result), trusts(result)
+    names = [*(result.get("n") or {}), *(name for _, metrics in rows for name in metrics)]
+    lines = []
+    for (label, _), trust in zip(rows, checked, strict=True):
+        flags = [str(flag) for flag in trust.get("flags") or ([] if trust.get("ok") is not False else ["the trust checks doubt these numbers"])]
+        of = f" of {label}" if trust is not checked[0] else ""
+        lines += [(f"{DOUBTED} doubt{of}: {line}", "bad") for line in by_kind(flags, names)]
+    if checked and checked[0].get("ok") and not lines:
+        lines.append(("trust checks: no reason to doubt these numbers", "good"))
     return lines
 
 

@@ -36,11 +36,22 @@ def test_rows_best_and_last_with_the_selected_first():
     assert [row[0] for row in grid(RESULT | {"metrics_other": None})[2:]] == ["best"]
 
 
+def test_every_doubted_number_is_marked_and_only_those():
+    cells = grid(RESULT)
+    assert all(cell.endswith("†") for cell in cells[2][1:]) and not any("†" in cell for cell in cells[3])
+    assert "† doubt: gradients are probably masked" in plain_table(RESULT)
+    other = RESULT | {"trust": {"ok": True, "flags": []}, "trust_other": {"ok": False, "flags": ["aa is weaker than pgd-20"]}}
+    cells = grid(other)
+    assert not any("†" in cell for cell in cells[2]) and cells[3] == ["last", "85.10 ± 2.21†", "-", "48.00 ± 4.36†", "-"]
+    assert "† doubt of last: aa is weaker than pgd-20" in plain_table(other) and "no reason to doubt" not in plain_table(other)
+    assert "† doubt: the trust checks doubt these numbers" in plain_table(RESULT | {"trust": {"ok": False, "flags": []}})
+
+
 def test_a_narrow_page_turns_the_table():
     cells = grid(RESULT)
     assert fitted(cells, 200) is cells
     turned = fitted(cells, 40)
-    assert turned[0] == ["measure", "images", "best *", "last"] and turned[1] == ["clean", "1,000", "84.10 ± 2.27", "85.10 ± 2.21"]
+    assert turned[0] == ["measure", "images", "best *", "last"] and turned[1] == ["clean", "1,000", "84.10 ± 2.27†", "85.10 ± 2.21"]
     assert max(map(len, layout(turned))) <= 50
 
 

@@ -72,7 +72,10 @@ def test_doubts_and_the_latest_by_protocol(tmp_path: Path) -> None:
     kept(tmp_path, "a", {"clean": [1, 0]}, trust={"ok": False, "flags": ["masked"]})
     kept(tmp_path, "b", {"clean": [1, 1]})
     kept(tmp_path, "b", {"clean": [1, 0]}, protocol="other", seed=1)
-    assert compare("a", "b", tmp_path)["notes"] == ["A: its numbers are in doubt (masked)"]
+    found = compare("a", "b", tmp_path)
+    assert found["notes"] == ["A: its numbers are in doubt (masked)"] and found["doubted"] == ["a"]
+    row = next(line.split() for line in text(found).splitlines() if line.startswith("clean"))
+    assert row[2:5] == ["50.00†", "50.00", "+0.00†"] and "† the trust checks doubt these numbers" in text(found)
     with pytest.raises(ComposerError, match="no evaluation of 'a' by the protocol other"):
         compare("a", "b", tmp_path, "other")
     with pytest.raises(ComposerError, match="no evaluation of 'nobody'") as caught:
