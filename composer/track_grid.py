@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from composer.track import FLUSH, NullTracker, Tracker, deliver, make_tracker
+from composer.track import FLUSH, NullTracker, Tracker, deliver, make_tracker, own_store
 from composer.track_journal import Journal, locked
-from composer.track_names import EXPERIMENT, PARENT, PARENT_AT, PARENT_KEY, clean
+from composer.track_names import EXPERIMENT, PARENT, PARENT_AT, PARENT_KEY, bare, clean, finite
 
 ARTIFACTS = ("grid.json", "sweep.json", "results.json", "failed.json", "table.md", "table.csv", "table.tex", "table.json", "report.html",
              "trials.csv", "trials.json", "best*.toml", "plots", "cells")
@@ -34,6 +34,10 @@ class GridRun:
     @property
     def run_id(self) -> str | None:
         return self.tracker.run_id
+
+    @property
+    def tracked(self) -> bool:
+        return not isinstance(self.tracker, NullTracker)
 
     @property
     def note(self) -> str:
@@ -59,7 +63,7 @@ def open_grid(out: Path, name: str, params: Mapping[str, Any], tags: Mapping[str
 
 def child_tags(grid: GridRun, cell: str, seed: int, toggles: Mapping[str, bool], nodes: Sequence[str] = ()) -> dict[str, str]:
     """Tags of one run of the grid, for `engine.run.run(tags=…)`. `toggles`: name -> whether it is on. `nodes`: keys of the nodes it consists of."""
-    if isinstance(grid.tracker, NullTracker):
+    if not grid.tracked:
         return {}
     tags = {PARENT_KEY: grid.key, PARENT_AT: os.path.relpath(grid.folder, grid.out), EXPERIMENT: grid.experiment, "cell": cell, "seed": str(seed)}
     tags |= {PARENT: grid.run_id} if grid.run_id else {}
@@ -73,7 +77,7 @@ def link_kept(grid: GridRun, kept: Mapping[Path, tuple[str, int]]) -> None:
 
     kept   folder of a finished run -> (cell, seed)
     """
-    if isinstance(grid.tracker, NullTracker) or not grid.run_id:
+    if not grid.tracked or not grid.run_id:
         return
     mine = {(r["name"], r["value"]) for r in tags_of(Journal(grid.folder))}
     for folder, (cell, seed) in kept.items():
@@ -89,6 +93,46 @@ def link_kept(grid: GridRun, kept: Mapping[Path, tuple[str, int]]) -> None:
         entry = (clean(f"composer.kept.{cell}.s{seed}"), there or folder.name)
         if entry not in mine:
             Journal(grid.folder).add("tag", name=entry[0], value=entry[1])
+
+
+def note_child(grid: GridRun, folder: Path, name: str, params: Mapping[str, Any], tags: Mapping[str, str], said: Mapping[str, str],
+               rows: Mapping[int, Mapping[str, float]], status: str) -> None:
+    """Records of a run of the grid that no tracker followed, or that one followed without knowing all of it: they go to the journal in its folder, and
+    `close_grid` delivers them. What the journal says already is not said again; the caller holds the folder's lock.
+
+    params, tags, status  of a run that has no journal yet: it begins and ends here (FINISHED, FAILED or KILLED)
+    said                  tags that may change from one call to the next
+    rows                  step -> name -> number
+    """
+    if not grid.tracked:
+        return
+    journal = Journal(folder)
+    starts = journal.starts()
+    if not starts:
+        uri = getattr(grid.tracker, "uri", "")
+        journal.add("start", key=journal.key(), name=name, experiment=grid.experiment, params=dict(params), tags={**tags, **said}, run_id=None,
+                    uri="" if uri == own_store(grid.out) else bare(uri))
+    held = tags_held(journal)
+    for key, value in said.items():
+        if held.get(clean(key)) != value:
+            journal.add("tag", name=clean(key), value=value)
+    there = {(key, r["step"]): value for _, r in journal.pending(0) if r["op"] == "metrics" for key, value in r["values"].items()}
+    for step, row in sorted(rows.items()):
+        if new := {key: value for key, value in finite(row)[0].items() if there.get((key, step)) != value}:
+            journal.add("metrics", step=step, values=new)
+    if not starts:
+        journal.add("finish", status=status)
+
+
+def below(grid: GridRun, journal: Journal) -> bool:
+    """Whether the run stands below this grid."""
+    held = tags_held(journal)
+    return held.get(PARENT_KEY) == grid.key or bool(grid.run_id) and held.get(PARENT) == grid.run_id
+
+
+def tags_held(journal: Journal) -> dict[str, str]:
+    """The run's tags, by the names they have in MLflow."""
+    return {clean(k): v for start in journal.starts() for k, v in start["tags"].items()} | {r["name"]: r["value"] for r in tags_of(journal)}
 
 
 def tags_of(journal: Journal) -> list[dict[str, Any]]:
@@ -107,7 +151,7 @@ def close_grid(grid: GridRun, folder: Path, metrics: Mapping[str, float], status
     if metrics:
         grid.tracker.metrics(metrics, 0)
     grid.tracker.finish(status)
-    if isinstance(grid.tracker, NullTracker):
+    if not grid.tracked:
         return
     left = [Journal(path) for path in children]
     for journal in left:

@@ -18,7 +18,7 @@ from composer.ablate.external import external_results
 from composer.ablate.names import slug
 from composer.ablate.pack_tasks import answers_of, outsider, packed
 from composer.ablate.packs import packs_for
-from composer.ablate.planned import check_analysis
+from composer.ablate.planned import PRECISIONS, check_analysis, check_jobs
 from composer.ablate.rungs import Ladders, ends, record_file
 from composer.ablate.slim import slim
 from composer.ablate.stop import Died
@@ -27,11 +27,10 @@ from composer.ablate.tree import Course, Tree, courses, tree_of
 from composer.ablate.types import Cell, Failure, Grid, Outcome, Task
 from composer.engine.record import Record, read_json
 from composer.engine.session import Settings
-from composer.errors import ComposerError, Stopped
+from composer.errors import Stopped
 
 WORK = "composer.ablate.work:work"
 ALONE = "-alone"              # behind the name of a study whose runs share nothing: its results stand beside the shared ones
-PRECISIONS = ("fp32", "tf32", "bf16", "bf16-attack")
 Results = dict[tuple[str, int], dict[str, Any]]
 Lost = dict[tuple[str, int], Failure]
 
@@ -176,6 +175,7 @@ class Drive:
 
     def run(self) -> Any:
         """The Summary. Errors: ComposerError; Stopped after a signal, with everything kept."""
+        from composer.ablate.points import note_points
         from composer.ablate.summary import summarise
         from composer.report.ablation.write import write_all
         from composer.track_grid import close_grid, link_kept
@@ -198,29 +198,30 @@ class Drive:
             slim(self.out, self.tree, [self._record(cell, seed) for cell, seed in results])
             status = "FINISHED" if results else "FAILED"
         finally:
+            if not self.bench:
+                note_points(parent, self.grid, self.ladders, self._record, self._tags(parent), lost)
             folders = [self._record(c.name, s).folder for c in self.grid.distinct for s in self.grid.seeds]
             close_grid(parent, self.folder, {}, status, children=[f for f in folders if f.is_dir()])
         return summary
 
     def _as_held(self, held: Mapping[str, Any], results: Results, lost: Lost) -> Any:
         """The Summary of a grid that has nothing left to do, if its tables say the same and nothing waits to be tracked; else None."""
+        from composer.ablate.points import noted
         from composer.ablate.summary import summarise
         from composer.track_journal import Journal
 
         tracked = held.get("mlflow_parent_run_id")
         if Journal(self.folder).waiting() or not (tracked or not self.options.settings.track) or not (self.folder / "report.html").exists():
             return None
+        if tracked and not noted(self.grid, self.ladders, self._record):
+            return None
         summary = summarise(self.grid, self._outcome(results, list(lost.values()), held.get("seconds") or 0.0), self.out, mlflow_parent_run_id=tracked)
         return summary if json.loads(json.dumps(atomic.plain(summary.as_dict()))) == held else None
 
     def _launch(self, parent: Any, results: Results, lost: Lost) -> tuple[Results, list[Failure]]:
         from composer.ablate.launch import LaunchOptions, launch
-        from composer.track_grid import child_tags
 
-        def tags(cell: Cell, seed: int) -> dict[str, str]:
-            return child_tags(parent, cell.name, seed, {t: t not in cell.off for t in self.grid.toggles})
-
-        o = self.options
+        o, tags = self.options, self._tags(parent)
         jobs = min(o.jobs, 1) if self.bench else o.jobs             # times are of a cell alone
         launching = LaunchOptions(folder=self.folder, jobs=jobs, address=o.address, gpus_per_run=o.gpus_per_run, threads=self.threads,
                                   retries=o.retries, env=o.env, sys_path=o.sys_path, quiet=o.quiet)
@@ -240,6 +241,12 @@ class Drive:
                 note(self.folder, self.grid, self.courses, lost)
             self.ladders.settle(results, lost)
         return results, list(lost.values())
+
+    def _tags(self, parent: Any) -> Any:
+        """(cell, seed) -> the tags of its run."""
+        from composer.track_grid import child_tags
+
+        return lambda cell, seed: child_tags(parent, cell.name, seed, {t: t not in cell.off for t in self.grid.toggles})
 
     def _behind(self, number: int | None, results: Results, lost: Lost) -> set[tuple[str, int]]:
         """What needs no task in this round."""
@@ -287,15 +294,4 @@ class Drive:
                          experiment=grid.cells[0].recipe.name if grid.design != "study" else grid.name, enabled=settings.track)
 
 
-def check_jobs(options: Options) -> None:
-    """Errors: ComposerError for numbers and words that mean nothing, and for a device that is not there."""
-    from composer.engine.session import pick_device
-
-    precision = options.settings.precision
-    if precision not in PRECISIONS:
-        raise ComposerError(f"--precision {precision}", where="command line", fix=f"one of {', '.join(PRECISIONS)}")
-    pick_device(options.settings.device)
-    for flag, value, least in (("--jobs", options.jobs, 0), ("--threads", options.threads, 0), ("--gpus-per-run", options.gpus_per_run, 0),
-                               ("--retries", options.retries, 0), ("--steps", options.steps, bench.BLOCKS)):
-        if value < least:
-            raise ComposerError(f"{flag} {value}", where="command line", fix=f"at least {least}")
+__all__ = ["PRECISIONS", "Drive", "Options", "check_jobs"]

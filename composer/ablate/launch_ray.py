@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,19 @@ def places(resources: Mapping[str, float], options: LaunchOptions) -> int:
     return min(found, options.jobs) if options.jobs else found
 
 
+def await_a_place(options: LaunchOptions, stop: Stop, look: Callable[[], None]) -> None:
+    """Wait until a task fits; `look` sees meanwhile whether Ray lives. Errors: ComposerError where no task will ever fit."""
+    import ray
+
+    end = time.monotonic() + (JOIN if options.address else 0)
+    while not places(has := ray.cluster_resources(), options) and not stop.reason:
+        look()
+        if time.monotonic() >= end:
+            raise ComposerError(f"no task fits: each needs {options.cores:g} cores and {options.gpus_per_run:g} GPUs",
+                                why=f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs", fix="lower --gpus-per-run or --threads")
+        time.sleep(POLL)
+
+
 class _Driver:
     """Hands ready tasks to Ray and takes their answers, until all have one or a stop is asked for."""
 
@@ -123,25 +136,13 @@ class _Driver:
         self.seconds = QUICK                                  # that tasks take, of late
 
     def run(self) -> None:
-        self._await_a_place()
+        await_a_place(self.options, self.stop, self._check)
         while self.forest.left and not self.stop.reason:
             self._submit()
             self._collect(POLL)
             self._look()
         if self.flying:
             self._wind_down()
-
-    def _await_a_place(self) -> None:
-        """Errors: ComposerError where no task will ever fit."""
-        end = time.monotonic() + (JOIN if self.options.address else 0)
-        while not self._places() and not self.stop.reason:
-            self._check()
-            if time.monotonic() >= end:
-                has = {k: v for k, v in self.ray.cluster_resources().items() if k in ("CPU", "GPU")}
-                raise ComposerError(f"no task fits: each needs {self.options.cores:g} cores and {self.options.gpus_per_run:g} GPUs",
-                                    why=f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs", fix="lower --gpus-per-run or --threads")
-            time.sleep(POLL)
-            self._looked = -PLACES
 
     def _check(self, now: bool = False) -> None:
         """Errors: Died where Ray is gone. Workers that outlive it are asked to end."""

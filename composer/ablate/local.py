@@ -95,7 +95,7 @@ def call(work: str, spec: str, setup: Mapping[str, Any]) -> str:
     with _printing_to(setup.get("log")):
         try:
             set_threads(setup.get("threads", 0))
-            _share_gpu(setup.get("gpus", 0.0))
+            share_gpu(setup.get("gpus", 0.0))
             if os.path.exists(given.get("stop_file", "")):
                 raise Stopped("stopped before it began")
             if given.get("progress_file"):
@@ -131,7 +131,7 @@ def _facts(begin: float, setup: Mapping[str, Any]) -> dict[str, Any]:
             "began": round(begin, 3), "seconds": round(time.time() - begin, 3)}
 
 
-def _share_gpu(share: float) -> None:
+def share_gpu(share: float) -> None:
     """Ray shows several tasks one GPU and leaves its memory to them; each gets no more than its share."""
     if not 0 < share < 1:
         return

@@ -1,8 +1,17 @@
-"""What can be wrong with a grid's [analysis], told before anything is trained."""
+"""What can be wrong with a grid's [analysis], and with how it is to run, told before anything is trained."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from composer.ablate import bench
 from composer.ablate.types import ANALYSIS, Grid
+from composer.errors import ComposerError
+
+if TYPE_CHECKING:
+    from composer.ablate.drive import Options
+
+PRECISIONS = ("fp32", "tf32", "bf16", "bf16-attack")
 
 
 def check_analysis(grid: Grid) -> None:
@@ -19,3 +28,17 @@ def check_analysis(grid: Grid) -> None:
     planned_family(Input(
         metrics={}, levels={name: {t: -1 if t in cell.off else 1 for t in grid.toggles} for name, cell in cells.items()}, reference=base, design=grid.design,
         nested=grid.nested, aliases=grid.aliases, settings=Settings(**chosen), same_as={name: cell.same_as for name, cell in cells.items() if cell.same_as}))
+
+
+def check_jobs(options: Options) -> None:
+    """Errors: ComposerError for numbers and words that mean nothing, and for a device that is not there."""
+    from composer.engine.session import pick_device
+
+    precision = options.settings.precision
+    if precision not in PRECISIONS:
+        raise ComposerError(f"--precision {precision}", where="command line", fix=f"one of {', '.join(PRECISIONS)}")
+    pick_device(options.settings.device)
+    for flag, value, least in (("--jobs", options.jobs, 0), ("--threads", options.threads, 0), ("--gpus-per-run", options.gpus_per_run, 0),
+                               ("--retries", options.retries, 0), ("--steps", options.steps, bench.BLOCKS)):
+        if value < least:
+            raise ComposerError(f"{flag} {value}", where="command line", fix=f"at least {least}")

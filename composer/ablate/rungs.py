@@ -112,6 +112,13 @@ class Ladders:
     def key(self, name: str, epoch: int) -> str:
         return str(self.courses[name].tokens[epoch - 1][0])
 
+    def records(self, name: str, seed: int) -> dict[int, dict[str, Any]]:
+        """Epoch -> what was kept of the point there, of the rungs and of its end."""
+        whole = len(self.courses[name].tokens)
+        epochs = {self.at(name, epoch) for ladder in self.all if name in ladder.sources for epoch in ladder.rungs}
+        found = {epoch: read_json(self.record(name, seed, epoch)) for epoch in sorted(epochs)} | {whole: read_json(self.record(name, seed, 0))}
+        return {epoch: held for epoch, held in found.items() if held and held.get("key") == self.key(name, epoch)}
+
     def judged(self, name: str, seed: int, epoch: int) -> dict[str, float] | None:
         """What was measured there; None where nothing was, or of other weights."""
         held = read_json(self.record(name, seed, epoch))
@@ -238,10 +245,11 @@ def judge_rung(spec: Mapping[str, Any], recipe: Any, settings: Any, watch: Any) 
         rows = [row for folder in lineage(trainer.node.folder) for row in atomic.read_lines(folder / "metrics.jsonl")]
         weights = judged_weights(session, trainer.parts, recipe.evaluate.weights, "evaluate.weights")
         names = [name for name in spec["measures"] if name not in validated(recipe)]
-        return {"metrics": held_out(next(row for row in rows if row["epoch"] == spec["until"])) | measured(session, weights, names)}
+        return {"metrics": held_out(next(row for row in rows if row["epoch"] == spec["until"])) | measured(session, weights, names),
+                "nodes": [folder.name for folder in lineage(trainer.node.folder)]}
 
     answer = train_prefix(recipe, seed=spec["seed"], until=spec["until"], settings=settings, observer=watch, judge=judge)
-    keep(spec, answer["metrics"])
+    keep(spec, answer["metrics"], answer["nodes"])
     return {"rung": answer["metrics"]}
 
 
@@ -257,10 +265,11 @@ def judge_end(spec: Mapping[str, Any], recipe: Any, settings: Any, result: Mappi
     keep(spec, measured(Session(recipe, spec["seed"], settings), weights, spec["measures"]))
 
 
-def keep(spec: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+def keep(spec: Mapping[str, Any], metrics: Mapping[str, float], nodes: Sequence[str] = ()) -> None:
+    """nodes: folders of the store in which its epochs' records lie."""
     from composer import atomic
 
-    atomic.write_json(Path(spec["record"]), {"key": spec["key"], "seed": spec["seed"], "metrics": dict(metrics)})
+    atomic.write_json(Path(spec["record"]), {"key": spec["key"], "seed": spec["seed"], "metrics": dict(metrics), "nodes": list(nodes)})
 
 
 def ends(cells: Sequence[Cell]) -> dict[str, tuple[str, ...]]:

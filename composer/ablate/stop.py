@@ -16,10 +16,10 @@ from composer.errors import Stopped
 
 
 class Died(Stopped):
-    """Ray itself is gone: no task is to blame, and what was done is kept. `answers`: those that came before."""
+    """Ray itself is gone: no task is to blame, and what was done is kept. `answers`: those that came before; `what` is counted."""
 
-    def __init__(self, why: str, answers: Mapping[str, Answer], kept: int, total: int):
-        super().__init__(f"Ray died: {why}; run the same command again, {kept} of {total} runs are kept", why="workers leave checkpoints as they train",
+    def __init__(self, why: str, answers: Mapping[str, Answer], kept: int, total: int, what: str = "runs"):
+        super().__init__(f"Ray died: {why}; run the same command again, {kept} of {total} {what} are kept", why="workers leave checkpoints as they train",
                          fix="if it happens again: fewer --jobs (memory), or --jobs 0, which works without Ray")
         self.because, self.answers, self.exit_code = why, dict(answers), 75
 

@@ -15,7 +15,7 @@ from composer.search.plots import pictures
 from composer.search.propose import Points, over
 from composer.search.report import write_tables
 from composer.search.store import Store
-from composer.search.sweep import Goal, anew, keys_of, name_of, settled, summary, work_tracked
+from composer.search.sweep import Goal, anew, keys_of, name_of, note_dropped, settled, summary, work_tracked
 from composer.search.trial import measures_of, validated
 from composer.track_grid import GridRun, close_grid, open_grid
 
@@ -59,6 +59,7 @@ def run_grid(row: Row, options: SweepOptions, *, parent: GridRun | None = None) 
                             why="\n".join(f"point {t['number']}: {t['status']}: {t['why'].splitlines()[0]}" for t in result["trials"] if t["why"]))
     result["plots"] = [str(p) for p in pictures(store.trials(), result, store.folder / "plots")]
     write_tables(store.folder, result)
+    note_dropped(mine, store)
     if parent is None:
         close_grid(mine, store.folder, {f"best/{s}": won["score"] for s, won in result["winners"].items()},
                    children=[store.trial(n) for n in range(len(points))])

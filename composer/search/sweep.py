@@ -20,7 +20,7 @@ from composer.search.report import write_tables
 from composer.search.space import Space, check_space, grid, space_of
 from composer.search.store import Store, Trial
 from composer.search.trial import Work, measures_of, validated
-from composer.track_grid import GridRun, child_tags, close_grid, open_grid
+from composer.track_grid import GridRun, child_tags, close_grid, note_child, open_grid
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def settled(options: SweepOptions) -> SweepOptions:
     options = options.checked()
     threads = options.threads or max(1, cores() // max(1, options.jobs))
     settings = replace(options.settings, out=options.settings.out.absolute(), data_root=options.settings.data_root.absolute(),
-                       quiet=options.settings.quiet or options.jobs > 0)
+                       quiet=options.settings.quiet or not options.here)
     return replace(options, threads=threads, settings=settings)
 
 
@@ -138,8 +138,16 @@ def work_tracked(recipe: Recipe, source: Any, store: Store, goal: Goal, options:
     try:
         work_through(recipe, source, store, make, options)
     except BaseException as error:
+        note_dropped(parent, store)
         close_grid(parent, store.folder, {}, "KILLED" if isinstance(error, (Stopped, KeyboardInterrupt)) else "FAILED", children=folders(store))
         raise
+
+
+def note_dropped(parent: GridRun, store: Store) -> None:
+    """The runs of trials that were stopped at a rung say so, once."""
+    for trial in store.trials():
+        if trial.status == "pruned" and (store.trial(trial.number) / "track.jsonl").exists():
+            note_child(parent, store.trial(trial.number), "", {}, {}, {"dropped": trial.why}, {}, "KILLED")
 
 
 def folders(store: Store) -> list[Any]:
@@ -172,6 +180,7 @@ def finish(recipe: Recipe, store: Store, goal: Goal, result: dict[str, Any], par
     result["plots"] = [str(p) for p in pictures(store.trials(), result, store.folder / "plots")]
     write_tables(store.folder, result)
     atomic.write_json(store.folder / "results.json", result)
+    note_dropped(parent, store)
     metrics = {f"best/{selector}": won["score"] for selector, won in result["winners"].items()}
     close_grid(parent, store.folder, metrics | {"trials": float(len(result["trials"]))}, children=folders(store))
     result["mlflow_parent_run_id"], result["note"] = parent.run_id, parent.note

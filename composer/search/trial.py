@@ -192,7 +192,16 @@ class TrialWalk(Recorded):
         if not file.exists():
             weights = judged_weights(self.session, trainer.parts, self.recipe.evaluate.weights, "evaluate.weights")
             row = {k: v for k, v in self.trial.rows[epoch].items() if k != "epoch"}
-            atomic.write_json(file, row | self.trial.measure(weights))
+            found = row | self.trial.measure(weights)
+            atomic.write_json(file, found)
+            self.trial.tracker.metrics({f"held-out/{name}": value for name, value in found.items()}, epoch)
+
+
+def set_threads(threads: int) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def halt(why: str, epoch: int) -> Halt:

@@ -77,3 +77,23 @@ def test_the_share_that_goes_on_stays_the_same():
 def test_a_cell_is_no_sweep(row, tmp_path, options):
     with pytest.raises(ComposerError, match="no sweep"):
         run_grid(load_study(tmp_path / "study.toml").row("plain"), options())
+
+
+def test_a_dropped_point_says_so_in_its_run(row, options, monkeypatch):
+    """Once, however often the command is given; with its accuracies at the rung."""
+    from composer.track_journal import Journal
+    from composer.track_mlflow import Sender
+
+    def flush(self, stop=lambda: False):
+        self.run_id = self.journal.key()
+        self.journal.sent("somewhere", self.run_id, self.journal.path.stat().st_size)
+
+    monkeypatch.setattr(Sender, "flush", flush)
+    for _ in range(2):
+        result = run_grid(row, options(track=True))
+    folder = Path(result["out"])
+    for t in result["trials"]:
+        records = [r for _, r in Journal(folder / f"trial-{t['number']:03d}").pending(0)]
+        assert [r["value"] for r in records if r["op"] == "tag" and r["name"] == "dropped"] == ([t["why"]] if t["status"] == "pruned" else [])
+        at_rung = json.loads((folder / f"trial-{t['number']:03d}" / "rung-1.json").read_text())
+        assert {"op": "metrics", "step": 1, "values": {f"held-out/{k}": v for k, v in at_rung.items()}} in [{k: v for k, v in r.items() if k != "time"} for r in records]
