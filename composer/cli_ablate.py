@@ -59,9 +59,9 @@ def ablate(
     if tune_epochs < 0 or tune_epochs and not tune:
         raise ComposerError(f"--tune-epochs {tune_epochs}", where="command line", fix="a number of epochs, together with --tune")
     plugins(plugin)
-    grid = grid_for(target or "mart_ours", tuple(t.strip() for t in toggle.split(",") if t.strip()), design=design, seeds=seed_list(seeds), setting=setting,
-                    sets=set_ or (), drops=drop or (), resolution=resolution, name=name)
     settings = Settings(out=out, data_root=data_root, download=download, device=device, precision=precision, backend=backend, deterministic=deterministic, quiet=quiet)
+    grid = grid_for(target or "mart_ours", tuple(t.strip() for t in toggle.split(",") if t.strip()), design=design, seeds=seed_list(seeds), setting=setting,
+                    sets=set_ or (), drops=drop or (), resolution=resolution, name=name, settings=settings)
     options = Options(settings=settings, jobs=jobs, gpus_per_run=gpus_per_run, address=address, retries=retries, threads=threads, share=not no_share,
                       again=again, steps=steps, quiet=quiet, command=tuple(sys.argv[1:]), env=_plugins_of(plugin), pack=pack)
     check_jobs(options)

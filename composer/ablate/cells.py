@@ -19,6 +19,7 @@ from composer.recipe.study_command import seed_list
 
 DESIGNS = ("full", "one-out", "one-in", "fractional")
 MOST_FULL = 4                   # toggles up to which a full design is the default
+LEAST = 3                       # resolution of a fraction that keeps main effects apart
 
 
 def grid_of(recipe: Recipe, toggles: Sequence[str], *, design: str | None = None, seeds: int | Sequence[int] = 5, name: str = "",
@@ -72,6 +73,9 @@ def _design(asked: str | None, count: int) -> Design:
 
 def _wanted(design: Design, count: int, resolution: int) -> tuple[list[int], plans.Fraction | None]:
     if design == "fractional":
+        if not LEAST <= resolution < len(plans.ROMAN):
+            raise ComposerError(f"--resolution {resolution}", where="command line", why="below III two main effects are one",
+                                fix=f"{LEAST} to {len(plans.ROMAN) - 1}")
         fraction = plans.fraction(count, resolution)
         return plans.by_size(fraction.cells(), count), fraction
     return {"full": plans.full, "one-out": plans.one_out, "one-in": plans.one_in}[design](count), None

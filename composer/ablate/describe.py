@@ -76,4 +76,4 @@ def _changes(cell: Cell) -> str:
 def _remarks(cell: Cell, grid: Grid) -> str:
     said = [f"same run as {cell.same_as}"] if cell.same_as else []
     said += [f"{name} is void inside {outer}" for name, outer in cell.void.items()]
-    return "; ".join([*said, *(["compared with"] if cell.name == grid.base else [])])
+    return "; ".join([*said, *(["the others are compared with it"] if cell.name == grid.base else [])])

@@ -82,8 +82,10 @@ def fraction(factors: int, resolution: int = 4) -> Fraction:
         found = _best(factors, base, resolution)
         if found:
             return found
+    lower = next((r for r in range(resolution - 1, 2, -1) if any(_best(factors, base, r) for base in range(2, factors))), 0) if factors <= SEARCHED else 0
     raise ComposerError(f"{factors} toggles have no fraction of resolution {ROMAN[resolution]} or higher", where="--design fractional",
-                        why="only the full design tells so many effects apart", fix="use --design full")
+                        why="only the full design tells so many effects apart",
+                        fix="use --design full" + (f", or --resolution {lower}, which mixes main effects with interactions" if lower == 3 else ""))
 
 
 def _best(factors: int, base: int, resolution: int) -> Fraction | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from composer.errors import ComposerError
 
 
 def grid_for(target: Any, toggles: Sequence[str] = (), *, design: str | None = None, seeds: Any = None, setting: str | None = None, sets: Sequence[str] = (),
-             drops: Sequence[str] = (), resolution: int = 4, name: str = "") -> Grid:
-    """The grid of a study (a file or a name), or of a recipe (also a Recipe) and its toggles.
+             drops: Sequence[str] = (), resolution: int = 4, name: str = "", settings: Any = None) -> Grid:
+    """The grid of a study (a file or a name), or of a recipe (also a Recipe) and its toggles, with a graded measure where images are few (`graded`).
 
+    settings   of the runs: where data lies whose size decides that
     Errors: Errors with everything that is wrong; ComposerError for flags that do not fit.
     """
     from composer.ablate.cells import grid_of
+    from composer.ablate.graded import graded, graded_study
     from composer.ablate.studygrid import grid_of_study
     from composer.recipe.load import load
     from composer.recipe.studies import find_study, load_study
@@ -27,16 +30,36 @@ def grid_for(target: Any, toggles: Sequence[str] = (), *, design: str | None = N
         if toggles or design:
             raise ComposerError("--toggle" if toggles else "--design", where="command line", why=f"{target} is a study: its cells are written in it",
                                 fix="name a recipe, or leave it away")
-        grid = grid_of_study(load_study(target, setting=setting, sets=sets, drops=drops, seeds=seeds))
+        grid = grid_of_study(graded_study(load_study(target, setting=setting, sets=sets, drops=drops, seeds=seeds), settings))
         if not grid.cells:
             raise ComposerError(f"the study {grid.name} trains nothing", why="none of its rows has a recipe to train")
         return grid if not (setting or sets or drops or name) else named(grid, stem=name or grid.name)
     if not isinstance(target, (str, Path)) and (setting or sets or drops):
         said = ", ".join(name for name, value in (("setting", setting), ("sets", sets), ("drops", drops)) if value)
         raise ComposerError(f"{said} for a recipe that is loaded", why="they are read with a recipe's file", fix="give them to composer.load, or use recipe.edit")
+    if isinstance(target, (str, Path)):
+        _check_there(target)
     recipe = load(target, setting=setting, sets=sets, drops=drops) if isinstance(target, (str, Path)) else target
+    recipe, note = graded(recipe, recipe.analysis.get("primary"), toggles, settings)
     grid = grid_of(recipe, toggles, design=design, seeds=5 if seeds is None else seeds, name=name, resolution=resolution)
+    grid = replace(grid, notes=(*grid.notes, *([note] if note else [])))
     return named(grid, stem=name or f"{recipe.name}-{'-'.join(toggles)}"[:80])
+
+
+def _check_there(target: str | Path) -> None:
+    """What is neither may have been meant as either."""
+    from composer.errors import suggest
+    from composer.recipe import find
+    from composer.recipe.studies import study_names
+
+    root = find.shipped()
+    try:
+        find.find_recipe(target, root)
+    except ComposerError:
+        if Path(target).is_file():
+            raise
+        raise ComposerError(f"there is no recipe and no study '{target}'", why="no such file, and nothing shipped of that name",
+                            fix=suggest(Path(target).stem, [*find.recipe_names(root), *study_names(root)], "recipes and studies")) from None
 
 
 def ablate(target: Any = "mart_ours", toggles: str | Sequence[str] = (), *, design: str | None = None, seeds: Any = None, setting: str | None = None,
@@ -53,7 +76,7 @@ def ablate(target: Any = "mart_ours", toggles: str | Sequence[str] = (), *, desi
     quiet = options.get("quiet", False)
     settings = Settings(out=Path(out), **{k: Path(v) if k == "data_root" else v for k, v in options.items()})
     names = [name.strip() for name in toggles.split(",") if name.strip()] if isinstance(toggles, str) else toggles
-    grid = grid_for(target, names, design=design, seeds=seeds, setting=setting, sets=sets, drops=drops)
+    grid = grid_for(target, names, design=design, seeds=seeds, setting=setting, sets=sets, drops=drops, settings=settings)
     return run_grid(grid, Options(settings=settings, jobs=jobs, quiet=quiet, **own)).as_dict()
 
 

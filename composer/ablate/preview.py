@@ -21,12 +21,15 @@ def preview(drive: Drive) -> dict[str, Any]:
 
     epochs_trained   the whole tree's, where no point of a sweep is dropped: an upper bound
     epochs_planned   those that are trained at most when points are dropped at their rungs as planned
-    seconds are of training alone, over the tasks that run at once; evaluation comes on top.
+    seconds          of training alone, seconds_validation, seconds_evaluation and seconds_total beside it: over the tasks that run at once
+    gpu_hours, core_hours   of all of it; one of them is 0
+    not_timed        measures that are in no seconds
     """
     grid, tree, seeds = drive.grid, drive.tree, len(drive.grid.seeds)
     passes = passes_of(tree, drive.courses) * seeds
     with drive.as_workers():
-        per_pass = seconds_per_pass(drive)
+        session = sample(drive)
+        per_pass = seconds_per_pass(session)
     done = {*drive.finished(), *drive.diverged()}
     gone = drive.ladders.dropped
     missing = sum((cell.name, seed) not in done and cell.name not in gone for cell in grid.distinct for seed in grid.seeds)
@@ -35,14 +38,45 @@ def preview(drive: Drive) -> dict[str, Any]:
     if drive.bench:
         return _bench(drive, per_pass)
     training = passes * per_pass * share * planned / max(1, tree.trained * seeds)
-    at_once = max(1, drive.options.jobs)
-    on_gpu = _on_gpu(drive)
+    with drive.as_workers():
+        judged = seconds_of(drive, session, unjudged(drive, done), share * planned)
+    at_once, not_timed = max(1, drive.options.jobs), judged.pop("not_timed")
+    total = training + sum(judged.values())
     return {
         "study": grid.name, "design": grid.design, "cells": len(grid.cells), "distinct": len(grid.distinct), "seeds": list(grid.seeds),
         "runs": seeds * len(grid.distinct), "missing": missing, "epochs_trained": tree.trained * seeds, "epochs_unshared": tree.unshared * seeds,
         "epochs_planned": planned, "epochs_left": round(share * planned), "dropped": sorted(gone), "forks": list(tree.forks), "passes": passes,
-        "disk_bytes": disk(drive), "seconds_per_pass": per_pass, "seconds": training / at_once, "jobs": drive.options.jobs, "threads": drive.threads,
-        "gpu_hours": training / 3600 * (drive.options.gpus_per_run or 1.0) if on_gpu else 0.0, "out": str(drive.folder)}
+        "disk_bytes": disk(drive), "seconds_per_pass": per_pass, "seconds": training / at_once, **{name: each / at_once for name, each in judged.items()},
+        "seconds_total": total / at_once, "not_timed": not_timed, "jobs": drive.options.jobs, "threads": drive.threads, **_hours(drive, total),
+        "out": str(drive.folder)}
+
+
+def unjudged(drive: Drive, done: set[tuple[str, int]]) -> dict[str, int]:
+    """Cell -> its runs that will be judged by the whole protocol. Of a sweep whose points are dropped, as many as go on to the end, the first."""
+    gone, fixed, ladders = drive.ladders.dropped, drive.ladders.fixed, drive.ladders.all
+    final = {name for ladder in ladders for name in ladder.on_the_way()[:ladder.keeps(len(ladder.rungs) - 1)]}
+    names = [cell.name for cell in drive.grid.distinct if cell.name not in gone and (cell.name in fixed or cell.name in final)]
+    return {name: sum((name, seed) not in done for seed in drive.grid.seeds) for name in names}
+
+
+def seconds_of(drive: Drive, session: Any, missing: Mapping[str, int], epochs: float) -> dict[str, Any]:
+    """{"seconds_validation", "seconds_evaluation", "not_timed"} of one worker.
+
+    missing  cell -> runs that are still to be judged;  epochs: still to be trained, over all cells
+    """
+    from composer.engine.beforehand import protocol_passes, seconds_an_image, validation_passes
+
+    each, images = seconds_an_image(session), len(session.dataset.test)
+    recipes, lengths = {cell.name: cell.recipe for cell in drive.grid.distinct}, drive.tree.lengths
+    found = {name: protocol_passes(recipes[name], images) for name in missing}
+    mean = sum(validation_passes(r) * lengths[name] for name, r in recipes.items()) / max(1, sum(lengths.values()))
+    return {"seconds_validation": mean * epochs * each, "seconds_evaluation": sum(found[name][0] * count for name, count in missing.items()) * each,
+            "not_timed": list(dict.fromkeys(name for _, names in found.values() for name in names))}
+
+
+def _hours(drive: Drive, seconds: float) -> dict[str, float]:
+    on_gpu = _on_gpu(drive)
+    return {"gpu_hours": seconds / 3600 * (drive.options.gpus_per_run or 1.0) if on_gpu else 0.0, "core_hours": 0.0 if on_gpu else seconds / 3600 * drive.threads}
 
 
 def _bench(drive: Drive, per_pass: float) -> dict[str, Any]:
@@ -55,8 +89,8 @@ def _bench(drive: Drive, per_pass: float) -> dict[str, Any]:
         "study": grid.name, "design": grid.design, "cells": len(grid.cells), "distinct": len(grid.distinct), "seeds": list(grid.seeds),
         "runs": len(grid.seeds) * len(grid.distinct), "missing": len(left), "epochs_trained": 0, "epochs_unshared": 0, "epochs_planned": 0, "epochs_left": 0,
         "dropped": [], "forks": [], "passes": round(sum(units.values()) * steps) * len(grid.seeds), "steps": drive.options.steps, "warm": WARM, "disk_bytes": 0,
-        "seconds_per_pass": per_pass, "seconds": training, "jobs": min(1, drive.options.jobs), "threads": drive.threads,
-        "gpu_hours": training / 3600 if _on_gpu(drive) else 0.0, "out": str(drive.folder)}
+        "seconds_per_pass": per_pass, "seconds": training, "seconds_total": training, "jobs": min(1, drive.options.jobs), "threads": drive.threads,
+        **_hours(drive, training), "out": str(drive.folder)}
 
 
 def planned_epochs(drive: Drive) -> int:
@@ -81,17 +115,22 @@ def disk(drive: Drive) -> int:
     return (kept + judged) * len(drive.grid.seeds)
 
 
-def seconds_per_pass(drive: Drive, warm: int = 1, steps: int = 3) -> float:
-    """The median step of the base cell's last stretch, over its passes."""
-    from statistics import median
-
+def sample(drive: Drive) -> Any:
+    """The base cell's run, built: what is timed."""
     from composer.engine.session import Session
-    from composer.engine.train import Progress, Trainer
-    from composer.plan.cost import plan_cost
 
     grid = drive.grid
     recipe = next((c for c in grid.cells if c.name == grid.base), grid.cells[0]).recipe
-    session = Session(recipe, grid.seeds[0], drive.options.settings)
+    return Session(recipe, grid.seeds[0], drive.options.settings)
+
+
+def seconds_per_pass(session: Any, warm: int = 1, steps: int = 3) -> float:
+    """The median step of the run's last stretch, over its passes."""
+    from statistics import median
+
+    from composer.engine.train import Progress, Trainer
+    from composer.plan.cost import plan_cost
+
     node = session.nodes[-1]
     parts = session.parts(node, {})
     trainer = Trainer(session, node, Progress(), parts, session.optimizer(node.segment, parts), None)
@@ -130,10 +169,22 @@ def renderables(drive: Drive, numbers: Mapping[str, Any]) -> list[Any]:
               f"{numbers['epochs_left']:,} {'of the planned ones ' if drops else 'of them '}are left"),
              f"{numbers['passes']:,} passes (forwards, input and weight gradients, in batches)",
              f"about {_bytes(numbers['disk_bytes'])} of checkpoints under {numbers['out']}",
-             f"about {_span(numbers['seconds'])} of training left with {_jobs(numbers)}, from a step measured now; evaluation comes on top"]
-    if numbers["gpu_hours"]:
-        lines.append(f"about {numbers['gpu_hours']:.1f} GPU-hours")
+             *_time(numbers)]
     return [*describe(drive.grid), Text(""), _tree(drive), Text(""), *map(Text, lines)]
+
+
+def _time(numbers: Mapping[str, Any]) -> list[str]:
+    parts = ", ".join(f"{_span(numbers[key])} of {word}" for key, word in
+                      (("seconds", "training"), ("seconds_validation", "validation"), ("seconds_evaluation", "evaluation")))
+    on_gpu = numbers["gpu_hours"] > 0
+    hours = f"{_number(numbers['gpu_hours'])} GPU-hours" if on_gpu else f"{_number(numbers['core_hours'])} core-hours; no GPU is used"
+    rest = [f"not in it: {', '.join(numbers['not_timed'])}"] if numbers["not_timed"] else []
+    return [f"about {_span(numbers['seconds_total'])} left with {_jobs(numbers)}, or {hours}",
+            f"of it {parts}, from a step and an attack's pass measured now; half of the images are taken to withstand", *rest]
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"
 
 
 def _tree(drive: Drive) -> Any:

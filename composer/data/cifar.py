@@ -46,7 +46,7 @@ def _load(name: str, which: str, classes: int, root: Path, download: bool) -> tu
         raise (first_broken(folder, files, SIZES) or ComposerError(f"{folder} cannot be read", why=str(error))) from None
 
 
-@data
+@data(test=10_000)
 def cifar10(root: Path, download: bool, *, train_size: Annotated[int, Gt(0)] | None = None, test_size: Annotated[int, Gt(0)] | None = None,
             extra: str = "", extra_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0) -> DataSet:
     """CIFAR-10: 32x32 colour images, 50,000 train and 10,000 test, in ROOT/cifar-10-batches-py; sizes give a balanced subset.
@@ -62,7 +62,7 @@ def cifar10(root: Path, download: bool, *, train_size: Annotated[int, Gt(0)] | N
                     extra=more, extra_fraction=extra_fraction if more else 0.0)
 
 
-@data
+@data(test=10_000)
 def cifar100(root: Path, download: bool, *, train_size: Annotated[int, Gt(0)] | None = None, test_size: Annotated[int, Gt(0)] | None = None,
              extra: str = "", extra_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0) -> DataSet:
     """CIFAR-100 with its 100 fine labels: 32x32 colour images, 50,000 train and 10,000 test, in ROOT/cifar-100-python.

@@ -12,7 +12,7 @@ from composer.registry import data
 TEST = 360      # images of the test split; 1,437 train
 
 
-@data
+@data(test=TEST)
 def digits(root: Path, download: bool) -> DataSet:
     """8x8 grey digits, 1,437 train and 360 test images in a fixed stratified split; `root` and `download` are not used.
 

@@ -95,7 +95,7 @@ def _tiny_test(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[i
     return paths, labels
 
 
-@data
+@data(test=10_000)
 def tinyimagenet(root: Path, download: bool, *, train_size: Annotated[int, Gt(0)] | None = None,
                  test_size: Annotated[int, Gt(0)] | None = None) -> DataSet:
     """TinyImageNet: 64x64 colour images of 200 classes, 100,000 train; the 10,000 official validation images are the test split.

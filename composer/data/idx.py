@@ -72,7 +72,7 @@ def _load(name: str, which: str, root: Path, download: bool, train_size: int | N
     return data_set(name, first_per_class(name, train, train_size, 10), first_per_class(name, test, test_size, 10), 10)
 
 
-@data
+@data(test=10_000)
 def mnist(root: Path, download: bool, *, train_size: Annotated[int, Gt(0)] | None = None, test_size: Annotated[int, Gt(0)] | None = None) -> DataSet:
     """MNIST: 28x28 grey digits, 60,000 train and 10,000 test images, in ROOT/MNIST/raw; sizes give a balanced subset.
 
@@ -82,7 +82,7 @@ def mnist(root: Path, download: bool, *, train_size: Annotated[int, Gt(0)] | Non
     return _load("mnist", "MNIST", root, download, train_size, test_size)
 
 
-@data
+@data(test=10_000)
 def fashion_mnist(root: Path, download: bool, *, train_size: Annotated[int, Gt(0)] | None = None,
                   test_size: Annotated[int, Gt(0)] | None = None) -> DataSet:
     """Fashion-MNIST: 28x28 grey articles, 60,000 train and 10,000 test images, in ROOT/FashionMNIST/raw; sizes give a balanced subset.

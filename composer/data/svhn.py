@@ -28,7 +28,7 @@ def _part(root: Path, part: str) -> Split:
     return Split(torch.from_numpy(np.ascontiguousarray(loaded.data)), torch.from_numpy(loaded.labels.astype(np.int64)))
 
 
-@data
+@data(test=26_032)
 def svhn(root: Path, download: bool, *, train_size: Annotated[int, Gt(0)] | None = None, test_size: Annotated[int, Gt(0)] | None = None) -> DataSet:
     """SVHN, cropped digits: 32x32 colour images, 73,257 train and 26,032 test (without `extra`), ROOT/train_32x32.mat and test_32x32.mat.
 

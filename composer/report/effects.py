@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from composer import atomic
 from composer.ablate.summary import Line, Metric, Summary, Table
 from composer.ablate.summary.gather import history
+from composer.report.figures.style import COLOURS, MARKERS, save, title
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")        # told apart by the colour-blind (Okabe, Ito)
-MARKERS = "osD^vP*X"
 TITLES = {"clean-robust": "Clean against robust accuracy", "effects": "Effects", "deltas": "Differences", "interactions": "Interactions",
           "curves": "Training curves"}
 
@@ -25,7 +23,7 @@ def draw_all(summary: Summary, folder: Path | str) -> list[Path]:
         for name, draw in (("clean-robust", clean_robust), ("effects", effects), ("deltas", deltas), ("interactions", interactions), ("curves", curves)):
             figure = draw(summary, table)
             if figure is not None:
-                made += save(figure, Path(folder), f"{name}{number}")
+                made += save(figure, Path(folder), f"{name}{number}", vector=True)
     names = {path.name for path in made}
     for path in Path(folder).glob("*.*"):                     # of an earlier writing, with other tables
         if path.name not in names and ours(path.stem):
@@ -37,15 +35,6 @@ def ours(stem: str) -> bool:
     """Whether a picture of this name is one of these."""
     name, _, number = stem.rpartition("-")
     return stem in TITLES or name in TITLES and number.isdigit()
-
-
-def save(figure: Any, folder: Path, name: str) -> list[Path]:
-    """The same figure gives the same bytes."""
-    from matplotlib import rc_context
-
-    with rc_context({"svg.hashsalt": "composer"}):
-        return [atomic.replace_with(folder / f"{name}.png", lambda beside: figure.savefig(beside, dpi=130)),
-                atomic.replace_with(folder / f"{name}.svg", lambda beside: figure.savefig(beside, metadata={"Date": None}))]
 
 
 def _figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Any, list[Any]]:
@@ -95,8 +84,8 @@ def clean_robust(summary: Summary, table: Table) -> Any:
         axis.set(**{f"{side}lim": (max(low, -3), min(high, 103))})
     n = table.metric(robust).n
     axis.set(xlabel="clean accuracy, %", ylabel=f"{robust} accuracy, %" + (f" (n = {n:,})" if n else ""))
-    axis.set_title(_title(table, f"{summary.study}: mean and 95 % t interval over {table.seeds} seeds; small marks: seeds" if table.seeds > 1
-                          else f"{summary.study}: one seed, no interval over seeds"), fontsize=9, loc="left")
+    words = f"mean and 95 % t interval over {table.seeds} seeds; small marks: seeds" if table.seeds > 1 else "one seed, no interval over seeds"
+    title(figure, f"{summary.study}: {words}{_doubted(lines)}\n{table.title}")
     legend(axis, len(lines))
     return figure
 
@@ -110,8 +99,9 @@ def _name(line: Line) -> str:
     return line.name + ("†" if line.doubts else "") + (" (not ours)" if line.kind == "external" else "")
 
 
-def _title(table: Table, text: str) -> str:
-    return f"{text}\n{table.title}"
+def _doubted(lines: Iterable[Line]) -> str:
+    """What the mark behind a name means, where one bears it: a picture goes where no footer is."""
+    return "; † doubted" if any(line.doubts for line in lines) else ""
 
 
 # -- effects -----------------------------------------------------------------------------------------------------------------------
@@ -126,11 +116,11 @@ def effects(summary: Summary, table: Table) -> Any:
 def deltas(summary: Summary, table: Table) -> Any:
     rows = [(_name(line), d) for line in table.lines if not line.same_as and line.name != table.base and (d := line.delta.get(table.primary))
             and d.get("mean") is not None]
-    return forest(table, rows, f"{summary.study}: {table.primary} minus that of {table.base}, paired by seed")
+    return forest(table, rows, f"{summary.study}: {table.primary} minus that of {table.base}, paired by seed{_doubted(table.lines)}")
 
 
-def forest(table: Table, rows: Sequence[tuple[str, Mapping[str, Any]]], title: str) -> Any:
-    """Thick: the interval over seeds; thin: seeds and images together; light: simultaneous within the family. None without rows."""
+def forest(table: Table, rows: Sequence[tuple[str, Mapping[str, Any]]], said: str) -> Any:
+    """Thick: the interval over seeds; thin: seeds and images together; light: simultaneous within the family; ticks below: seeds. None without rows."""
     if not rows:
         return None
     metric = table.metric(table.primary)
@@ -146,13 +136,14 @@ def forest(table: Table, rows: Sequence[tuple[str, Mapping[str, Any]]], title: s
     for at, (_, row) in enumerate(rows):
         value = metric.scale() * float(row.get("estimate", row.get("mean")))
         axis.plot([value], [at], "o", color=COLOURS[0], markersize=6, zorder=3)
-        axis.plot([metric.scale() * v for v in row["values"]], [at + 0.22] * len(row["values"]), "|", color="0.45", markersize=6)
+        axis.plot([metric.scale() * v for v in row["values"]], [at + 0.22] * len(row["values"]), "|", color="0.45", markersize=6,
+                  label="one seed" if at == 0 and table.seeds > 1 else None)
     axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel("percentage points" if metric.rate else metric.unit or metric.name)
-    axis.set_title(_title(table, title), fontsize=9, loc="left")
+    title(figure, f"{said}\n{table.title}")
     if axis.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", fontsize=7.5, frameon=False, ncols=3)
+        figure.legend(loc="outside lower center", fontsize=7.5, frameon=False, ncols=4)
     return figure
 
 
@@ -170,7 +161,7 @@ def interactions(summary: Summary, table: Table) -> Any:
         return None
     columns = min(3, len(pairs))
     height = -(-len(pairs) // columns)
-    figure, axes = _figure(columns, 3.4 * columns + 0.4, 3.1 * height + 0.3, rows=height)
+    figure, axes = _figure(columns, max(4.8, 3.4 * columns + 0.4), 3.4 * height + 0.4, rows=height)
     for axis, (first, second) in zip(axes, pairs):
         found = _means(lines, metric, first, second)
         for at, level in enumerate(("on", "off")):
@@ -179,11 +170,12 @@ def interactions(summary: Summary, table: Table) -> Any:
                           label=f"{second} {level}", **style(at))
         axis.set_xticks([0, 1], [f"{first} on", f"{first} off"])
         axis.set_xlim(-0.25, 1.25)
-        axis.set_ylabel(f"{metric.name}, {'%' if metric.rate else metric.unit}")
-        axis.legend(fontsize=8, frameon=False)
+        axis.set_ylabel(f"{metric.name}{' accuracy, %' if metric.rate else f', {metric.unit}'}")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=8, frameon=False, ncols=2)
     for axis in axes[len(pairs):]:
         axis.set_visible(False)
-    figure.suptitle(f"{summary.study}: means over the other toggles\n" + (f"± 95 % t over {table.seeds} seeds" if table.seeds > 1 else "one seed"), fontsize=9, x=0.01, ha="left")
+    over = "means over the other toggles" if len(summary.toggles) > 2 else "means"
+    title(figure, f"{summary.study}: {over}, {f'± 95 % t over {table.seeds} seeds' if table.seeds > 1 else 'one seed'}; parallel lines: no interaction\n{table.title}")
     return figure
 
 
@@ -220,14 +212,14 @@ def curves(summary: Summary, table: Table) -> Any:
     if not panels:
         return None
     figure, axes = _figure(len(panels), 4.6 * len(panels) + 1.6, 4.0)
-    for axis, (title, pick) in zip(axes, panels):
+    for axis, (what, pick) in zip(axes, panels):
         for at, line in enumerate(lines):
             series = [{row["epoch"]: 100 * row[key] for row in rows if (key := pick(row)) and row.get(key) is not None} for rows in held[line.name]]
             _band(axis, [s for s in series if s], _name(line), style(at)["color"], "-" if at < len(COLOURS) else "--" if at < 2 * len(COLOURS) else ":")
-        axis.set(xlabel="epoch", ylabel=f"{title}, %")
+        axis.set(xlabel="epoch", ylabel=f"{what}, %")
         axis.xaxis.get_major_locator().set_params(integer=True)
     seeds = f"mean over {table.seeds} seeds, band: lowest to highest" if table.seeds > 1 else "one seed"
-    figure.suptitle(f"{summary.study}: {seeds}", fontsize=9, x=0.01, ha="left")
+    title(figure, f"{summary.study}: {seeds}{_doubted(lines)}\n{table.title}")
     legend(axes[-1], len(lines))
     return figure
 
@@ -256,4 +248,3 @@ def _band(axis: Any, series: Sequence[Mapping[int, float]], name: str, colour: s
     axis.plot(epochs, [sum(v) / len(v) for v in values], line, color=colour, label=name, linewidth=1.5, marker="o" if len(epochs) == 1 else None)
     if len(series) > 1:
         axis.fill_between(epochs, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, linewidth=0)
-

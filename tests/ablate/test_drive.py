@@ -331,6 +331,9 @@ def test_a_wrong_name_in_analysis_is_told_before_training(grid, drive, tmp_path)
 # -- what it costs -------------------------------------------------------------------------------------------------------------------
 
 
+PARTS = ("", "_validation", "_evaluation")
+
+
 def test_the_preview_says_what_then_happens(grid, drive, tmp_path, steps, helpers) -> None:
     from composer.ablate.preview import preview
 
@@ -348,8 +351,27 @@ def test_the_preview_says_what_then_happens(grid, drive, tmp_path, steps, helper
     assert said["passes"] == 2 * sum(sum(units[s.cells[0]][s.first - 1:s.last]) for s in tree.walk())
     size = sum(p.stat().st_size for p in (tmp_path / "runs").rglob("*.safetensors") if "evaluations" not in p.parts)
     assert 0.4 < size / said["disk_bytes"] < 1.6, (size, said["disk_bytes"])
+    assert min(said[f"seconds{part}"] for part in PARTS) > 0 and said["seconds_total"] == pytest.approx(sum(said[f"seconds{part}"] for part in PARTS))
+    assert said["gpu_hours"] == 0 and said["core_hours"] == pytest.approx(said["seconds_total"] / 3600) and said["not_timed"] == []
     after = preview(drive(grid(*TWO, seeds=2), tmp_path / "runs"))
-    assert (after["missing"], after["epochs_left"], after["seconds"]) == (0, 0, 0.0)
+    assert (after["missing"], after["epochs_left"], *(after[f"seconds{part}"] for part in (*PARTS, "_total"))) == (0, 0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_hours_are_those_of_the_devices_that_are_held(grid, drive, tmp_path, monkeypatch) -> None:
+    """Two jobs halve the time and not the hours; on a GPU of which a run has a quarter, hours are of GPUs."""
+    from composer.ablate import preview
+
+    monkeypatch.setattr(preview, "seconds_per_pass", lambda session: 0.01)
+    monkeypatch.setattr(preview, "seconds_of", lambda *_: {"seconds_validation": 20.0, "seconds_evaluation": 100.0, "not_timed": ["landscape"]})
+    one, two = (drive(grid(*TWO), tmp_path / "runs", jobs=jobs, gpus_per_run=0.25, threads=2) for jobs in (1, 2))
+    a, b = preview.preview(one), preview.preview(two)
+    assert b["seconds_total"] == pytest.approx(a["seconds_total"] / 2) and a["core_hours"] == b["core_hours"] == pytest.approx(2 * a["seconds_total"] / 3600)
+    text = " ".join(map(str, preview.renderables(one, a)))
+    assert "core-hours; no GPU is used" in text and "0:01:40 of evaluation" in text and "not in it: landscape" in text
+    monkeypatch.setattr(preview, "_on_gpu", lambda drive: True)
+    c = preview.preview(one)
+    assert c["gpu_hours"] == pytest.approx(c["seconds_total"] / 3600 / 4) and c["core_hours"] == 0
+    assert "GPU-hours" in " ".join(map(str, preview.renderables(one, c)))
 
 
 def test_a_second_call_needs_no_ray(two, away) -> None:

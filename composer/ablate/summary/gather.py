@@ -47,7 +47,7 @@ def input_of(grid: Grid, block: Block, outcome: Outcome, winners: tuple[Winner, 
     if chosen.get("primary") not in names:
         chosen.pop("primary", None)
     if "primary" not in chosen and names:
-        chosen["primary"] = primary_of(names)
+        chosen["primary"] = primary_of([m.name for m in metrics if m.rate] or names)
     if chosen.get("family"):                                   # a cell in another table is of that one's family; one without results has no contrast
         known = {cell.name for cell in grid.cells} | {w.label for w in winners}
         chosen["family"] = [n for n in chosen["family"] if (base and found.get(n) and n != base if n in known else design != "study")]
@@ -89,7 +89,7 @@ def base_of(grid: Grid, block: Block, cells: Mapping[str, Cell]) -> str | None:
 
 
 def primary_of(names: list[str]) -> str:
-    """Without a declared one: AutoAttack, else the last attack of the protocol."""
+    """Without a declared one: AutoAttack, else the last attack of the protocol. `names`: of accuracies, where there are any."""
     return "aa" if "aa" in names else next((n for n in reversed(names) if n != CLEAN), names[0])
 
 
