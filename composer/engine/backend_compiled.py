@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer.engine.backend_program import Program, Refused, compiled, watched
+from composer.engine.backend_lower import compiled
+from composer.engine.backend_program import Program, Refused, watched
 from composer.engine.climb import Env, Op
 from composer.engine.step import Executor
 from composer.engine.trained import networks

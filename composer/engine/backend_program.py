@@ -118,12 +118,5 @@ def lift(graph: fx.GraphModule) -> list[Tensor]:
     return held
 
 
-def compiled(graph: fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
-    """The graph lowered by torch.compile's own compiler. It is a trace already, of fixed shapes: nothing is guarded, nothing compiled again."""
-    import torch._inductor
-
-    return torch._inductor.compile(graph, examples)
-
-
 def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
