@@ -1,8 +1,8 @@
-"""`composer bench --pack`: seeds of a small network trained together, beside the same seeds one after the other.
+"""`composer bench --pack`: seeds of a small network, and cells of a grid, trained together, beside the same runs one after the other.
 
 Both sides make the engine's real step (composer.bench.subject), with the same recipe, images and seeds, in float32, interleaved in one process.
 The first case is the gate: 16 seeds of a small MLP, adversarial training with 5 attack steps, batches of 64. The others say where the gain ends: a
-pack saves calls, so it pays while a call costs more than what it computes.
+pack saves calls, so it pays while a call costs more than what it computes. The last is a grid: as many runs, of cells that differ in numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PackCase:
-    """`seeds` runs of a recipe on one network; `gate` is the least ratio that is asked for, 0 where none is."""
+    """`seeds` runs of a recipe on one network, of every cell where there are cells (their settings); `gate` is the least ratio that is asked for, 0
+    where none is."""
 
     model: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -38,29 +39,35 @@ class PackCase:
     recipe: str = "at"
     batch: int = 64
     steps: int = 5
+    cells: tuple[tuple[str, ...], ...] = ()
 
     @property
     def title(self) -> str:
         widths = f" {list(self.options['widths'])}" if "widths" in self.options else ""
-        return f"{self.seeds} seeds of {self.recipe} on {self.model}{widths}, batch {self.batch}, {self.steps} attack steps"
+        cells = f"{len(self.cells)} cells × " if self.cells else ""
+        return f"{cells}{self.seeds} seeds of {self.recipe} on {self.model}{widths}, batch {self.batch}, {self.steps} attack steps"
 
 
+GRID = tuple((f"parts.ema.decay={tau}", f"terms.margin.delta={delta}", f"inner.x_adv.terms.margin.delta={delta}")
+             for tau in (0.2, 0.9) for delta in (0.5, 0.9))
 CASES = (PackCase("mlp", {"widths": (64, 64)}, 16, GATE), PackCase("mlp", {"widths": (64, 64)}, 4), PackCase("mlp", {"widths": (256, 256)}, 16),
-         PackCase("small_cnn", {}, 4))
+         PackCase("small_cnn", {}, 4), PackCase("mlp", {"widths": (64, 64)}, 4, recipe="at_ours", cells=GRID))
 
 
 def runs(case: PackCase, device: torch.device | str = "cpu") -> list[Subject]:
-    """The runs: one network, images and labels a seed."""
+    """The runs, cell by cell: one network, images and labels a seed."""
     from composer.models.build import build_model
     from composer.recipe.load import catalogue
     from composer.recipe.types import ModelSpec
 
     catalogue()
-    recipe, found = load_like_plain(case.recipe, steps=case.steps), []
-    for seed in range(case.seeds):
-        x, y = batch("small_cnn", case.batch, seed=seed, device=device)
-        model = build_model(ModelSpec(case.model, case.options, Ref("head", "linear")), SHAPES["small_cnn"], CLASSES, seed).to(device)
-        found.append(Subject(recipe, model, x, y, seed=seed))
+    found = []
+    for sets in case.cells or ((),):
+        recipe = load_like_plain(case.recipe, steps=case.steps, sets=sets)
+        for seed in range(case.seeds):
+            x, y = batch("small_cnn", case.batch, seed=seed, device=device)
+            model = build_model(ModelSpec(case.model, case.options, Ref("head", "linear")), SHAPES["small_cnn"], CLASSES, seed).to(device)
+            found.append(Subject(recipe, model, x, y, seed=seed))
     return found
 
 
@@ -93,7 +100,8 @@ def measure(case: PackCase, *, rounds: int, device: torch.device | str = "cpu", 
     timing = interleave(sides, rounds=rounds, calls=3, again=again)
     on_cpu = torch.device(device).type == "cpu"
     processor = timing.over("one after the other", "together", processor=True) if on_cpu else None
-    found = {"model": case.model, "options": {k: list(v) for k, v in case.options.items()}, "seeds": case.seeds, "recipe": case.recipe,
+    found = {"model": case.model, "options": {k: list(v) for k, v in case.options.items()}, "seeds": case.seeds, "cells": [list(c) for c in case.cells],
+             "recipe": case.recipe,
              "batch": case.batch, "attack_steps": case.steps, "ratio": timing.variants["together"].ratio, "ratio_processor": processor,
              "gate": case.gate or None, "target": TARGET if case.gate else None,
              "verdict": verdict(case, timing, processor), "timing": timing.as_dict()}

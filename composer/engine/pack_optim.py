@@ -1,4 +1,4 @@
-"""The update of a pack: one optimiser over the stacked weights, or, where its numbers differ among the members, each member's own.
+"""The update of a pack: one optimiser over the stacked weights; each member's own where numbers differ, or where it looks across a tensor.
 
 Both are told `tune` before a step, step, and leave every member's optimiser as if it had made the steps itself (`hand_back`).
 """
@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from composer.engine.pack_layers import Unpackable
 from composer.engine.pack_net import PackedNet
 from composer.engine.pack_plans import apart
 
@@ -25,11 +24,11 @@ class Update(Protocol):
 
 
 def update_of(members: Sequence[Any], net: PackedNet, said: Sequence[Any]) -> Update:
-    """members: trainers in the order of the net's seats; said: their recipes and values by slot. Errors: Unpackable."""
+    """members: trainers in the order of the net's seats; said: their recipes and values by slot."""
     moved = apart([each.values for each in said])
     kinds = [(each.recipe.optim.use, each.recipe.optim.decay_exclude) for each in said]
     same = all(kind == kinds[0] for kind in kinds[1:]) and not any(path == "train.lr" or path.startswith("optim.") for path in moved)
-    return Stacked(members, net) if same else Own(members, net)
+    return Stacked(members, net) if same and type(members[0].optimizer).__name__ in ROWWISE else Own(members, net)
 
 
 class Stacked:
@@ -37,12 +36,9 @@ class Stacked:
 
     def __init__(self, members: Sequence[Any], net: PackedNet):
         self.lead, self.net, slots = members[0], net, net.seats.spread(members)
-        kind = type(self.lead.optimizer)
-        if kind.__name__ not in ROWWISE:
-            raise Unpackable(f"the optimiser {kind.__name__} looks across the numbers of a tensor")
         groups = [{**{k: v for k, v in group.items() if k != "params"}, "params": [net.parameters[n] for n in names]}
                   for group, names in zip(self.lead.optimizer.param_groups, self.lead.names, strict=True)]
-        self.optimizer = kind(groups)
+        self.optimizer = type(self.lead.optimizer)(groups)
         for name, stacked in net.parameters.items():
             held = [t.optimizer.state.get(t.net.parameters[name]) or {} for t in slots]
             if held[0]:

@@ -45,12 +45,19 @@ def differing(options: Mapping[str, Value]) -> list[str]:
     return [name for name, value in options.items() if isinstance(value, Each)]
 
 
+def stretches(options: Mapping[str, Value], count: int) -> list[tuple[int, int]]:
+    """Slots that stand side by side and have the same options, as (first, behind the last)."""
+    starts = [m for m in range(count) if not m or own_options(options, m) != own_options(options, m - 1)]
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
 def merged(plans: Sequence[Plan], values: Sequence[Mapping[str, Any]]) -> Plan:
     """One plan, the first one's where all are equal. Errors: Unpackable with what differs beyond numbers.
 
     values  of each: what schedules may follow, by path
     """
-    return _Merge(plans, apart(values)).plan()
+    like = [next(k for k in range(slot + 1) if plans[k] == plans[slot] and values[k] == values[slot]) for slot in range(len(plans))]
+    return _Merge(plans, apart(values), like).plan()
 
 
 def apart(values: Sequence[Mapping[str, Any]]) -> frozenset[str]:
@@ -64,10 +71,11 @@ def apart(values: Sequence[Mapping[str, Any]]) -> frozenset[str]:
 
 
 class _Merge:
-    """apart: paths whose dials stand for other numbers in different members, though they may read the same."""
+    """apart: paths whose dials stand for other numbers in different members, though they may read the same; like: by slot the first one whose numbers
+    are all the same."""
 
-    def __init__(self, plans: Sequence[Plan], apart: frozenset[str]):
-        self.plans, self.apart = plans, apart
+    def __init__(self, plans: Sequence[Plan], apart: frozenset[str], like: Sequence[int]):
+        self.plans, self.apart, self.like = plans, apart, like
         self.dials: dict[str, OwnDial] = {}
 
     def plan(self) -> Plan:
@@ -155,7 +163,7 @@ class _Merge:
     def _value(self, values: Sequence[Value]) -> Value:
         if all(v == values[0] for v in values[1:]) and not self._moves_apart(values[0]):
             return values[0]
-        return Each(tuple(self._owned(value, slot) for slot, value in enumerate(values)))
+        return Each(tuple(self._owned(value, self.like[slot]) for slot, value in enumerate(values)))
 
     def _moves_apart(self, value: Value) -> bool:
         if isinstance(value, Ref):

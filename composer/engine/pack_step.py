@@ -16,7 +16,7 @@ from torch import Tensor
 
 from composer.engine.climb import Env, Op
 from composer.engine.pack_net import PackedNet
-from composer.engine.pack_plans import Each, differing, own, own_options
+from composer.engine.pack_plans import Each, differing, own, own_options, stretches
 from composer.engine.pack_state import PackedPart, PackedStreams
 from composer.engine.step import Executor, _mean_one
 from composer.engine.streams import Streams
@@ -114,11 +114,31 @@ class PackedExecutor(Executor):
 
     def _call(self, call: Call) -> Op:
         slots = {a.slot for a in call.args}
-        apart = differing(call.options) or THREAT in slots and isinstance(self.threat_eps, Each)
-        if apart or couples(call) or slots & set(HEAD):
+        apart = THREAT in slots and isinstance(self.threat_eps, Each)
+        if apart or call.normalise or couples(call) or slots & set(HEAD):
             return self._one_by_one(call)
-        op = super()._call(call)
-        return op if not call.normalise else self._one_by_one(call)
+        return self._cell_by_cell(call) if differing(call.options) else super()._call(call)
+
+    def _cell_by_cell(self, call: Call) -> Op:
+        """A call that treats rows alone, once for members side by side that have the same options."""
+        fn, out, spans = self.registry.get(call.kind, call.use).fn, call.out, stretches(call.options, self.count)
+        options = [self._options(own_options(call.options, first)) for first, _ in spans]
+        args = [(a.slot, a.detach) for a in call.args]
+
+        def run(env: Env) -> None:
+            n = len(env["x"]) // self.count
+            sizes = [n * (stop - first) for first, stop in spans]
+
+            def cut(value: Any) -> Sequence[Any]:
+                return value.split(sizes) if isinstance(value, Tensor) and value.ndim else [value] * len(sizes)
+
+            given = zip(*(cut(self._detached(env[slot]) if detach else env[slot]) for slot, detach in args), strict=True)
+            made = []
+            for k, (mine, each) in enumerate(zip(given, options, strict=True)):
+                made.append(fn(*mine, **{name: cut(v)[k] for name, v in each(env, None).items()}))
+            env[out] = torch.cat(made)
+
+        return run
 
     def _one_by_one(self, call: Call) -> Op:
         """The call on each member's rows; the results one behind the other."""

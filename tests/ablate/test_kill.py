@@ -138,3 +138,25 @@ def test_ray_itself_dies(recipe, tiny, tmp_path, undisturbed, helpers) -> None:
     study = next((out / "studies").iterdir())
     assert not (study / "failed.json").exists() and json.loads((study / "diverged.json").read_text()) == {}
     finish(recipe, tiny, out, 2, undisturbed, helpers)
+
+
+def test_a_pack_of_cells_is_killed(tiny, tmp_path, helpers) -> None:
+    """Two cells that differ in a number, with two seeds each, in one pack: three kills, and the table and bits of one that was left alone."""
+    def words(out: Path) -> list[str]:
+        return [sys.executable, "-m", "composer.cli", "ablate", "at_ours", "--toggle", "ema", "--seeds", "2", "--pack", "4", "--setting", tiny, "--out", str(out),
+                "--jobs", "0", *WORDS[4:]]
+
+    draw, whole, out = random.Random("cells"), tmp_path / "whole", tmp_path / "runs"
+    done = subprocess.run(words(whole), capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    for _ in range(3):
+        process = begun(words(out), tmp_path)
+        goal = traces(out) + draw.randint(1, traces(whole) // 6)
+        assert wait_for(lambda goal=goal: traces(out) >= goal, process), "it ended before it could be killed"
+        time.sleep(draw.random() * 0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    finished = subprocess.run(words(out), capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert finished.returncode == 0, finished.stderr
+    assert helpers.timeless(json.loads(finished.stdout)) == helpers.timeless(json.loads(done.stdout)) and helpers.digests(out) == helpers.digests(whole)
+    assert {json.loads(p.read_text())["packed"] for p in out.glob("experiments/*/result.json")} == {4}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from composer.bench.pack import CASES, GATE, PackCase, bench_packs, one_after_the_other, runs, together, verdict
+from composer.bench.pack import CASES, GATE, GRID, PackCase, bench_packs, one_after_the_other, runs, together, verdict
 from composer.bench.timer import Timing, Variant
 from composer.errors import ComposerError
 
@@ -31,6 +31,19 @@ def test_the_report_holds_ratio_and_verdict(capsys):
     assert found["seeds"] == 3 and found["ratio"] > 0 and found["ratio_processor"] > 0 and found["timing"]["base"] == "one after the other"
     assert "gate" in found["verdict"] or "target" in found["verdict"]
     assert said and "3 seeds of at on mlp [8], batch 4" in said[0]
+
+
+def test_a_case_of_cells_makes_the_same_steps():
+    case = PackCase("mlp", {"widths": (8,)}, 2, recipe="at_ours", batch=4, steps=1, cells=GRID[:3])
+    alone, packed = runs(case), runs(case)
+    one, all_ = one_after_the_other(alone), together(packed)
+    for _ in range(2):
+        one(), all_()
+    assert len(alone) == 6 and case.title == "3 cells × 2 seeds of at_ours on mlp [8], batch 4, 1 attack steps"
+    assert len({(s.parts["ema"].decay, s.session.recipe.experiment_id) for s in packed}) == 3
+    for a, b in zip(alone, packed):
+        for name, value in a.model.state_dict().items():
+            torch.testing.assert_close(b.model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_the_gate_is_the_first_case():

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from composer.bench.nets import batch
 from composer.bench.subject import Subject, load_like_plain
+from composer.engine import pack_optim
 from composer.engine.feed import Batch
 from composer.engine.pack import Absent, Lockstep
 from composer.engine.pack_layers import Unpackable
 from composer.engine.pack_net import PackedNet, Seats
 from composer.engine.pack_optim import Own, Stacked
-from composer.engine.pack_plans import Each, apart, merged
+from composer.engine.pack_plans import Each, apart, merged, stretches
 from composer.models.build import build_model
 from composer.options import Ref
 from composer.plan.types import Dial
@@ -129,6 +130,8 @@ def test_schedules_are_each_members_own():
     other = [followed[0].replace("0.03", "0.02"), followed[1]]
     found = check("at_ours", [ramps[0], ramps[1], [*ramps[0], "terms.margin.delta=0.5"]])
     assert sum(isinstance(d, Dial) for d in found.plan.dials) == 6
+    found = check("at_ours", [ramps[0], ramps[0], ramps[1]])
+    assert sum(isinstance(d, Dial) for d in found.plan.dials) == 4, "seeds of one cell share a dial"
     found = check("at_ours", [followed, other, [followed[0], "terms.margin.weight=1.5"]])
     assert {"inner.x_adv.eps", "terms.margin.weight"} <= each_of(found.plan), "what follows another number is another number"
 
@@ -139,9 +142,19 @@ def test_members_whose_update_differs_make_their_own(sets):
     assert isinstance(check("at", [[], sets], CNN, 5).update, Own)
 
 
+def test_an_optimiser_that_looks_across_a_tensor_sees_each_members_own(monkeypatch):
+    monkeypatch.setattr(pack_optim, "ROWWISE", ())
+    assert isinstance(check("at", [[], []], CNN, 3).update, Own)
+
+
 def test_each_gradient_is_clipped_at_its_own_norm():
     found = check("at", [[], [], []], clip=[0.01, 0.5, 1e9])
     assert found.clip.tolist() == [0.01, 0.5, 1e9]
+
+
+def test_members_side_by_side_with_the_same_options_are_called_together():
+    options = {"a": Each((1.0, 1.0, 2.0, 1.0)), "b": 5.0}
+    assert stretches(options, 4) == [(0, 2), (2, 3), (3, 4)] and stretches({"b": 5.0}, 4) == [(0, 4)]
 
 
 def test_equal_plans_stay_as_they_are():
