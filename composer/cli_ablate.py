@@ -20,7 +20,7 @@ Threads = Annotated[int, typer.Option("--threads", help="CPU threads of one task
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
 Backend = Annotated[str, typer.Option(help="eager, folded, compiled, graph, compiled-graph or auto (docs/performance.md).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-Pack = Annotated[str, typer.Option("--pack", help="Train the seeds of a small network together: auto, a number of seeds, or off (docs/packing.md).")]
+Pack = Annotated[str, typer.Option("--pack", help="Train runs of a small network together: auto, at most so many, or off (docs/packing.md).")]
 
 
 def ablate(
