@@ -175,3 +175,4 @@ def test_show_writes_to_the_stream_it_is_given(clean_summary: Summary) -> None:
     sink = io.StringIO()
     show(clean_summary, sink)
     assert sink.getvalue().startswith("mart_ours-ema-margin: full design over ema, margin, 4 cells × 5 seeds") and "\x1b" not in sink.getvalue()
+    assert f"{clean_summary.out}/studies/mart_ours-ema-margin, the page is report.html" in "".join(sink.getvalue().splitlines()[-3:]), "and ends with the place of it all"

@@ -57,3 +57,32 @@ def test_pictures_of_an_earlier_writing_go(square, tmp_path: Path) -> None:
     made = effects.draw_all(summary, tmp_path / "plots")
     left = {p.name for p in (tmp_path / "plots").iterdir()}
     assert left == {p.name for p in made} | {"importance.png"} and all(p.read_bytes().startswith((b"\x89PNG", b"<?xml")) for p in made)
+
+
+def test_titles_stay_within_their_picture_and_legends_off_the_marks(square, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    summary = summarise(*square(3), tmp_path)
+    summary = replace(summary, study="mart_ours-" + "-".join(["ema", "margin", "align", "boost"] * 3) + "-0a1b2c")
+    for draw in (effects.clean_robust, effects.effects, effects.deltas, effects.interactions):
+        figure = draw(summary, summary.tables[0])
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        seen = figure._suptitle.get_window_extent(canvas.get_renderer())
+        assert 0 <= seen.x0 and seen.x1 <= figure.bbox.width and seen.y1 <= figure.bbox.height, draw.__name__
+        for axis in figure.axes:
+            box = axis.get_legend() and axis.get_legend().get_window_extent(canvas.get_renderer())
+            assert box is None or not box.overlaps(axis.get_window_extent()), f"{draw.__name__}: the legend lies on the marks"
+
+
+def test_what_marks_mean_stands_in_the_picture(square, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    summary = summarise(*square(3), tmp_path)
+    table = summary.tables[0]
+    words = [text.get_text() for text in effects.effects(summary, table).legends[0].get_texts()]
+    assert {"one seed", "95 %, seeds"} <= set(words)
+    assert "doubted" not in effects.clean_robust(summary, replace(table, lines=tuple(replace(line, doubts=()) for line in table.lines)))._suptitle.get_text()
+    assert "† doubted" in effects.clean_robust(summary, replace(table, lines=tuple(replace(line, doubts=("why",)) for line in table.lines)))._suptitle.get_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 from typing import IO, Any
 
 from composer.ablate.summary import Summary
@@ -46,7 +47,7 @@ def parts(summary: Summary, width: int) -> list[Any]:
             made += [Text(), Text(each.title, style="bold")] if number == 0 else [Text()]
             made.append(_table(each))
         made += [Text(note, style="dim") for note in sheet.notes]
-    return [*made, Text(), *_footer(summary)]
+    return [*made, Text(), *_footer(summary), *_kept(summary)]
 
 
 def headline(summary: Summary) -> str:
@@ -72,6 +73,14 @@ def _table(sheet: Sheet) -> Any:
     for row in sheet.rows:
         table.add_row(*(Text(cell.text, style=" ".join(filter(None, ("bold" if cell.bold else "", TONES[cell.tone])))) for cell in row))
     return table
+
+
+def _kept(summary: Summary) -> list[Any]:
+    """Where all of this lies."""
+    from rich.text import Text
+
+    page = Path(summary.out) / "studies" / summary.study / "report.html"
+    return [Text(), Text(f"kept in {page.parent}, the page is {page.name}", style="dim", overflow="fold")] if summary.out else []
 
 
 def _footer(summary: Summary) -> list[Any]:
