@@ -65,6 +65,8 @@ def validation_model(session: Session, parts: dict[str, Any], which: str) -> nn.
 
 def check_judging(session: Session) -> None:
     """Before hours of training: weights that are to be judged exist in every stretch that may be judged, and the measures' libraries are there."""
+    from composer.evaluate.options import resolve_options
+
     recipe = session.recipe
     errors = unjudged(recipe, [(node.segment, node.plan) for node in session.nodes])
     if errors:
@@ -74,6 +76,7 @@ def check_judging(session: Session) -> None:
         raise ComposerError('evaluate.logits = "cosine"', where=place(recipe)("evaluate.logits"),
                             why=f"the head '{recipe.model.head.use}' has no scale: its logits are no cosines", fix='"scaled", or model.head.use = "hypersphere"')
     for spec in recipe.evaluate.measures:
+        resolve_options(spec, recipe.threat)
         library = REGISTRY.get("measure", spec.use).flags.get("library")
         if library and not _installed(library):
             raise ComposerError(f"the measure '{spec.name}' needs the package {library}, which is not installed", where=place(recipe)("evaluate"),

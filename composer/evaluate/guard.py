@@ -109,9 +109,11 @@ def eager_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed(model: Any) -> Iterator[Judge]:
-    """Within the block the model, or its plain copy, is in eval mode with frozen parameters; everything is put back, also after an error."""
+    """Within the block the model, or its plain copy, is in eval mode with frozen parameters; everything is put back, also after an error, and also
+    the buffers of a model that counts in eval mode."""
     judge = Judge(plainly(model))
     module = judge.module
+    buffers = [(m, name, b, b.clone()) for m in module.modules() for name, b in m._buffers.items() if b is not None] if module is not None else []
     modes = [(m, m.training) for m in module.modules()] if module is not None else []
     params = [(p, p.requires_grad, p.grad) for p in module.parameters()] if module is not None else []
     tracer = sys.gettrace()
@@ -125,11 +127,21 @@ def undisturbed(model: Any) -> Iterator[Judge]:
         finally:
             for m, training in modes:
                 m.training = training
+            _put_back(buffers)
             for p, needs, grad in params:
                 p.requires_grad_(needs)
                 p.grad = grad
             if sys.gettrace() is not tracer:
                 sys.settrace(tracer)
+
+
+def _put_back(buffers: list[tuple[torch.nn.Module, str, Tensor, Tensor]]) -> None:
+    """The very tensors that were there, with their values. Batch norm writes without raising a tensor's version, so values are compared."""
+    with torch.no_grad():
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
 
 
 @contextlib.contextmanager

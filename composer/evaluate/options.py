@@ -15,6 +15,8 @@ def resolve_options(spec: MeasureSpec, threat: Threat) -> dict[str, Any]:
 
     `eps` is settled first and `step` next, since other options may be words of them ("eps/4", "1.25*eps"); "threat" is the threat's
     eps, for `step` the threat's step.
+
+    Errors: ComposerError for an unknown option, a missing one, and for an attack that could not move an image.
     """
     primitive = REGISTRY.get("measure", spec.use)
     unknown = sorted(set(spec.options) - {o.name for o in primitive.options})
@@ -28,7 +30,19 @@ def resolve_options(spec: MeasureSpec, threat: Threat) -> dict[str, Any]:
         settled[option.name] = _settle(option, _given(option, spec, threat), words, spec)
         if option.name in ("eps", "step"):
             scale[option.name] = settled[option.name]
+    if primitive.flags.get("attack"):
+        _check_effort(settled, spec)
     return {option.name: settled[option.name] for option in primitive.options}
+
+
+def _check_effort(settled: dict[str, Any], spec: MeasureSpec) -> None:
+    """An attack without a radius, a step or steps would print the clean accuracy under its own name."""
+    for name in ("eps", "step", "steps"):
+        value = settled.get(name)
+        if isinstance(value, (int, float)) and value <= 0:
+            origin = "" if name in spec.options else f" (the threat's {name})"
+            raise ComposerError(f"measure '{spec.name}' ({spec.use}): {name} = {value:g}{origin}", where=f"evaluate.{spec.name}",
+                                why="such an attack moves no image: clean accuracy would stand under its name", fix=f"give {name} a value above 0, or measure clean")
 
 
 def _given(option: Option, spec: MeasureSpec, threat: Threat) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from composer.errors import ComposerError
 from composer.evaluate.guard import Judge, undisturbed
+from composer.evaluate.memory import Fit
 from composer.evaluate.trust import chance_limit
 from composer.shapes import Tensor
 
@@ -62,13 +63,11 @@ def look_at(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, classes: in
 
 def answers(judge: Judge, x: Tensor, classes: int, name: str) -> Tensor:
     """[N, classes] logits. Errors: ComposerError in one sentence, with the cause that the shapes suggest."""
-    shape = "x".join(map(str, x.shape[1:]))
     try:
         with torch.no_grad():
             made = judge.model(x[:2].to(judge.dtype))
-    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-        raise ComposerError(f"{name} cannot take images of {shape}", why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-                            fix="name the data it was trained on: --data, or --setting") from None
+    except Exception as error:  # noqa: BLE001 (a stranger's forward may raise anything)
+        raise _refused(error, x, name) from None
     if not isinstance(made, torch.Tensor) or made.ndim != 2 or len(made) != 2:
         kind = f"a tensor of shape {tuple(made.shape)}" if isinstance(made, torch.Tensor) else f"a {type(made).__name__}"
         raise ComposerError(f"{name} answers two images with {kind}", why="logits of shape [N, classes] are needed",
@@ -76,10 +75,28 @@ def answers(judge: Judge, x: Tensor, classes: int, name: str) -> Tensor:
     if made.shape[1] != classes:
         raise ComposerError(f"{name} has {made.shape[1]} classes, the data have {classes}", why="its answers cannot be compared with these labels",
                             fix="name the data it was trained on: --data, or --setting")
-    logits = torch.cat([judge(piece) for piece in x.split(BATCH)])
+    try:
+        logits = torch.cat(Fit(BATCH).slices(len(x), lambda i, j: judge(x[i:j])))
+    except Exception as error:  # noqa: BLE001 (two images went well, more do not)
+        raise _refused(error, x, name) from None
     if not bool(logits.isfinite().any()):
         raise ComposerError(f"{name} answers every image with numbers that are not finite", why="its weights or its input scale are broken")
     return logits
+
+
+def _refused(error: Exception, x: Tensor, name: str) -> ComposerError:
+    """What its forward pass raised, in one line, with the likeliest remedy."""
+    if isinstance(error, ComposerError):
+        return error
+    lines = str(error).strip().splitlines()
+    shapes = isinstance(error, (RuntimeError, ValueError, AssertionError, TypeError, IndexError))
+    fix = "name the data it was trained on: --data, or --setting"
+    if lines and "device" in lines[0].lower():
+        fix = "a tensor of it does not move with the model: register_buffer in place of a plain attribute"
+    elif not shapes:
+        fix = "its forward pass must run on a batch of images alone"
+    why = lines[0] if lines and shapes else ": ".join([type(error).__name__, *lines[:1]])
+    return ComposerError(f"{name} cannot take images of {'x'.join(map(str, x.shape[1:]))}", why=why, fix=fix)
 
 
 def share(logits: Tensor, y: Tensor) -> float:

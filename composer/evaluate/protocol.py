@@ -12,6 +12,7 @@ from composer.errors import ComposerError
 from composer.evaluate.draws import Draws
 from composer.evaluate.fold import folded
 from composer.evaluate.guard import Judge, undisturbed
+from composer.evaluate.memory import Fit
 from composer.evaluate.options import resolve_options
 from composer.evaluate.results import Evaluation, Measured, Run
 from composer.evaluate.store import Slot, data_digest, digest
@@ -23,6 +24,7 @@ from composer.registry import REGISTRY, Primitive
 from composer.shapes import Tensor
 
 Progress = Callable[[str, int, int], None]
+PROBED = 100        # images that the trust checks ask about, at least: a batch size of one must not blind them
 
 
 def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: Sequence[MeasureSpec], *, threat: Threat, seed: int,
@@ -47,12 +49,14 @@ def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: 
     load_catalogue()
     _check(x, y, measures, batch_size)
     began = time.perf_counter()
+    settled = [resolve_options(spec, threat) for spec in measures]          # all of them before the first attack
     verdicts: list[Verdict] = []
     hashes: dict[tuple[str, int], str] = {}
     with undisturbed(model) as judge:
-        seen = _seen(judge, x[:batch_size], y[:batch_size], measures, threat, store, subject_digest)
-        for spec in measures:
-            primitive, options = REGISTRY.get("measure", spec.use), resolve_options(spec, threat)
+        first = max(batch_size, PROBED)
+        seen = _seen(judge, x[:first], y[:first], measures, threat, store, subject_digest)
+        for spec, options in zip(measures, settled, strict=True):
+            primitive = REGISTRY.get("measure", spec.use)
             xs, ys, part = _images(spec, options, x, y, run)
             if store and part not in hashes:
                 hashes[part] = data_digest(xs, ys)
@@ -74,7 +78,8 @@ def _seen(judge: Judge, x: Tensor, y: Tensor, measures: Sequence[MeasureSpec], t
     path = Path(store) / f"trust-{digest(about)}.seen" if store else None
     if path and (held := Probe.read(path)):
         return held
-    found = probe(judge, _move(judge, x), _move(judge, y), threat if attacked else None)
+    fit = Fit(len(x))           # fewer images where so many exceed the memory
+    found = fit(lambda size: probe(judge, _move(judge, x[:size]), _move(judge, y[:size]), threat if attacked else None))
     if path:
         write_json(path, found.record())
     return found

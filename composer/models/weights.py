@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,15 @@ def read_file(file: Path) -> tuple[Any, str]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True), "torch"
     except Exception as error:  # noqa: BLE001 (torch.load raises nearly anything for a damaged or foreign file)
-        raise ComposerError(f"weights {file}", why=f"not a file of plain tensors ({file.stat().st_size:,} bytes): {str(error).splitlines()[0]}",
+        raise ComposerError(f"weights {file}", why=f"not a file of plain tensors ({file.stat().st_size:,} bytes): {_told(error)}",
                             fix="save the state dict alone with safetensors, in a program you trust the file with") from None
+
+
+def _told(error: Exception) -> str:
+    """Why torch would not read it, in one line: pickled classes by their name."""
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it holds pickled code ({found[1]}), which is not run"
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def find_state(held: Any, file: Path) -> tuple[dict[str, Tensor], str]:
@@ -95,7 +103,8 @@ def find_state(held: Any, file: Path) -> tuple[dict[str, Tensor], str]:
         if isinstance(inside, dict) and inside and all(isinstance(v, torch.Tensor) for v in inside.values()):
             return dict(inside), under
     there = ", ".join(map(str, list(held)[:SHOWN])) if isinstance(held, dict) else type(held).__name__
-    raise ComposerError(f"weights {file}", why=f"no dictionary of tensors at the top level or under {', '.join(UNDER)}; it holds {there}")
+    raise ComposerError(f"weights {file}", why=f"no dictionary of tensors at the top level or under {', '.join(UNDER)}; it holds {there}",
+                        fix="save model.state_dict(), alone or under one of these keys")
 
 
 def strip(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

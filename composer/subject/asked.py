@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from composer.data.sets import load as load_data
-from composer.errors import ComposerError, suggest
+from composer.errors import ComposerError, Errors, suggest
 from composer.recipe.load import load
 from composer.recipe.types import MeasureSpec
 from composer.registry import REGISTRY
@@ -22,12 +25,31 @@ GROUND = "standard.toml"                        # the method plays no part: it o
 WRN = re.compile(r"wrn-(\d+)-(\d+)")
 
 
-def judging(asked: Asked) -> list[str]:
-    """--protocol, --eps, --norm and --set as one list of settings, in that order."""
-    said = [f'evaluate.use="{asked.protocol}"'] if asked.protocol else []
-    said += [f"threat.eps={_value(asked.eps)}"] if asked.eps else []
-    said += [f'threat.norm="{asked.norm}"'] if asked.norm else []
-    return [*said, *asked.sets]
+Said = tuple[str, str]                          # a flag of the command line, and the setting it means
+
+
+def judging(asked: Asked) -> list[Said]:
+    """--protocol, --eps, --norm and --set as settings, in that order."""
+    said = [(f"--protocol {asked.protocol}", f'evaluate.use="{asked.protocol}"')] if asked.protocol else []
+    said += [(f"--eps {asked.eps}", f"threat.eps={_value(asked.eps)}")] if asked.eps else []
+    said += [(f"--norm {asked.norm}", f'threat.norm="{asked.norm}"')] if asked.norm else []
+    return [*said, *((f"--set #{number}", text) for number, text in enumerate(asked.sets, 1))]
+
+
+def read(recipe: str | Path, said: Sequence[Said], **more: Any) -> Any:
+    """The recipe with the settings; what is wrong with one is told of the flag that was typed. Errors: as composer.recipe.load.load."""
+    try:
+        return load(recipe, sets=[text for _, text in said], **more)
+    except ComposerError as error:
+        raise Errors(_of_flag(each, said) for each in error.all) from None
+
+
+def _of_flag(error: ComposerError, said: Sequence[Said]) -> ComposerError:
+    found = re.match(r"--set #(\d+)\b", error.where)
+    if found is None:
+        return error
+    flag = said[int(found[1]) - 1][0]
+    return ComposerError(error.what, where=flag + error.where[found.end():], why=error.why, fix=error.fix)
 
 
 def _value(text: str) -> str:
@@ -36,7 +58,7 @@ def _value(text: str) -> str:
 
 def ground(asked: Asked) -> Any:
     """The recipe that a bare model is judged by: a setting's data, threat and protocol. Errors: ComposerError where no data are named."""
-    said = [f"model={model_table(asked.model)}"] if asked.model else []
+    said = [(f"--model {asked.model}", f"model={model_table(asked.model)}")] if asked.model else []
     setting = asked.setting
     if not setting:
         if not asked.data:
@@ -48,13 +70,17 @@ def ground(asked: Asked) -> Any:
                                 fix=f"--setting FILE with [data] use = \"{asked.data}\"" if asked.data in known else suggest(asked.data, BENCHES, "data sets"))
         setting = BENCHES[asked.data]
     if asked.data and (asked.setting or asked.data == "fashion_mnist"):
-        said.append(f'data={{ use = "{asked.data}" }}')
-    return load(GROUND, setting=setting, sets=[*said, *judging(asked)])
+        said.append((f"--data {asked.data}", f'data={{ use = "{asked.data}" }}'))
+    return read(GROUND, [*said, *judging(asked)], setting=setting)
 
 
 def model_table(text: str) -> str:
     """--model as TOML: `resnet18`, `wrn-34-10`, `torchvision:resnet50`, or a table as a recipe has it."""
     if text.lstrip().startswith("{"):
+        try:
+            tomllib.loads(f"model = {text}")
+        except tomllib.TOMLDecodeError as error:
+            raise ComposerError(f"--model {text}", where="command line", why=f"this is no table: {error}", fix='--model \'{ use = "wrn", depth = 34, width = 10 }\'') from None
         return text
     if found := WRN.fullmatch(text):
         depth = int(found[1])
@@ -64,10 +90,12 @@ def model_table(text: str) -> str:
     return f'{{ use = "{library}", name = "{name}" }}' if colon else f'{{ use = "{text}" }}'
 
 
-def measures(recipe: Any, n: int | None) -> list[MeasureSpec]:
-    """The protocol's; `n` caps what each sees."""
+def measures(recipe: Any, n: int | None, images: int | None = None) -> list[MeasureSpec]:
+    """The protocol's; `n` caps what each sees. Errors: ComposerError for none, and for more than the `images` there are."""
     if n is not None and n < 1:
-        raise ComposerError(f"--n {n}", where="command line", fix="at least one image")
+        raise ComposerError(f"--n {n}", where="command line", why="nothing would be measured", fix="at least one image")
+    if n is not None and images is not None and n > images:
+        raise ComposerError(f"--n {n}", where="command line", why=f"there are {images:,} test images", fix=f"--n {images}, or leave it out")
     return [replace(m, n=min(m.n or n, n)) if n else m for m in recipe.evaluate.measures]
 
 
@@ -80,6 +108,8 @@ def bench(recipe: Any, asked: Asked) -> Bench:
 def batch_of(model: nn.Module, asked: Asked) -> int:
     """Images judged at once, as runs have it: the cut into batches is part of what AutoAttack's numbers depend on."""
     if asked.batch_size is not None:
+        if asked.batch_size < 1:
+            raise ComposerError(f"--batch-size {asked.batch_size}", where="command line", why="no image would be attacked", fix="at least 1")
         return asked.batch_size
     return 1000 if sum(p.numel() for p in model.parameters()) < 2_000_000 else 250
 

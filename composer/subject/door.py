@@ -18,6 +18,7 @@ from composer.engine.run import writable
 from composer.engine.session import Settings, set_numerics
 from composer.errors import ComposerError
 from composer.evaluate.guard import undisturbed
+from composer.evaluate.memory import Fit
 from composer.evaluate.probe import look_at
 from composer.evaluate.protocol import evaluate as judge
 from composer.evaluate.results import Evaluation
@@ -43,9 +44,12 @@ def evaluate(asked: Asked, *, say: Say = lambda line: None, export: Path | None 
     """
     began = time.perf_counter()
     writable(asked.settings.out)
+    if export is not None:
+        record.exportable(export)
     set_numerics(asked.settings)
     subject, bench = find.subject(asked)
-    measures = words.measures(bench.recipe, asked.n)
+    measures = words.measures(bench.recipe, asked.n, len(bench.y))
+    words.batch_of(subject.model, asked)
     check_measures(measures, subject)
     if subject.kind not in ("run", "checkpoint"):
         probe(subject, bench, asked)
@@ -159,4 +163,4 @@ def logits_of(subject: Subject, x: Tensor) -> Tensor:
     """[n, K] on the CPU."""
     device = device_of(subject)
     with undisturbed(subject.model) as judged, torch.no_grad():
-        return torch.cat([judged(piece.to(device)).cpu() for piece in x.split(250)])
+        return torch.cat(Fit(250).slices(len(x), lambda i, j: judged(x[i:j].to(device)).cpu()))

@@ -28,7 +28,7 @@ def subject(asked: Asked) -> tuple[Subject, Bench]:
     if colon and library in ("torchvision", "timm"):
         bench = _bench(asked)
         return from_library(asked, library, name, bench), bench
-    if not asked.model:
+    if not (asked.model and Path(asked.target).is_file()):
         from composer.subject.own import from_run, locate, recipe_of
 
         own = locate(asked.target, asked.settings.out)
@@ -77,7 +77,11 @@ def nothing(asked: Asked) -> ComposerError:
     runs = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     near = difflib.get_close_matches(asked.target, runs, n=1, cutoff=0.5)
     if asked.target.endswith(FILES):
-        return ComposerError(f"there is no file {asked.target}")
+        path = Path(asked.target)
+        beside = sorted(p.name for p in path.parent.glob("*") if p.suffix in FILES) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
+        return ComposerError(f"there is no file {asked.target}", why=f"looked in {path.parent.resolve()}" if path.parent.is_dir() else f"nor a folder {path.parent}",
+                             fix=f"did you mean {path.parent / close[0]}?" if close else "name a file that is there")
     return ComposerError(f"'{asked.target}' is no run, no file of weights and no module:function", why=f"runs were looked for in {folder}",
                          fix=f"did you mean {near[0]}?" if near else "name a run of the store (--out), a file, module:function, torchvision:NAME, "
                          f"timm:NAME, or {EXAMPLE}")

@@ -35,6 +35,7 @@ def from_function(asked: Asked, bench: Bench) -> Subject:
     Errors: ComposerError where it cannot be imported, or gives something else.
     """
     model, files = import_model(asked.target)
+    _check_tensors(model, asked.target)
     chosen = parse(asked.normalise, bench.dataset) if asked.normalise else Normalisation("inside the model, or none: the function's business")
     notes = [f"{asked.target} gave a {type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters"]
     if model.training:
@@ -61,6 +62,14 @@ def _subject(asked: Asked, kind: str, model: nn.Module, chosen: Normalisation, n
     about = {"weights": weights_digest(weights), "code": code, "mean": chosen.mean, "std": chosen.std}
     return Subject(asked.target, kind, judged, digest(about), weights, chosen.text, chosen.mean, chosen.std, seed=asked.seed or 0, notes=notes,
                    built=asked.target)
+
+
+def _check_tensors(model: nn.Module, name: str) -> None:
+    """Weights that hold no numbers cannot be judged, nor put onto a device."""
+    for key, value in (*model.named_parameters(), *model.named_buffers()):
+        if torch.nn.parameter.is_lazy(value) or value.is_meta:
+            raise ComposerError(f"{name} gave a model whose '{key}' holds no numbers", why="it lies on the device meta, or its shape waits for a first image",
+                                fix="build it on the CPU with all shapes, and load its weights in the function")
 
 
 # -- import ------------------------------------------------------------------------------------------------------------------------
@@ -103,19 +112,27 @@ def _module(name: str, target: str) -> ModuleType:
         return module
     except ComposerError:
         raise
-    except Exception as error:  # noqa: BLE001 (a stranger's file may raise anything)
-        raise ComposerError(f"{name} cannot be imported", where=target, why=f"{type(error).__name__}: {error}",
-                            fix="run from the folder it lies in, or name the file: path/to/file.py:function") from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a stranger's file may raise anything, and a script may end itself)
+        absent = isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}.")
+        raise ComposerError(f"{name} cannot be imported", where=target, why=said(error),
+                            fix="run from the folder it lies in, or name the file: path/to/file.py:function" if absent else "mend the file, or what it imports") from None
     finally:
         if added:
             sys.path.remove(here)
 
 
+def said(error: BaseException) -> str:
+    """The error of somebody's code in one line."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
 def _call(function: Any, target: str) -> nn.Module:
+    if not callable(function):
+        raise ComposerError(f"{target} is a {type(function).__name__}", why="a function that returns a torch.nn.Module is needed, or the module itself")
     try:
         made = function()
-    except Exception as error:  # noqa: BLE001
-        raise ComposerError(f"{target} failed when it was called without arguments", why=f"{type(error).__name__}: {error}",
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        raise ComposerError(f"{target} failed when it was called without arguments", why=said(error),
                             fix="name a function that needs none and returns the module") from None
     if not isinstance(made, nn.Module):
         raise ComposerError(f"{target} gave a {type(made).__name__}", why="a torch.nn.Module is needed", fix="return the module itself")

@@ -20,7 +20,7 @@ from composer.models.build import build_model
 from composer.models.weights import check_fit
 from composer.recipe.load import load
 from composer.registry import REGISTRY
-from composer.subject.asked import judging, settled
+from composer.subject.asked import judging, read, settled
 from composer.subject.types import Asked, Bench, Subject
 
 FINAL, RECIPE = "final.safetensors", "recipe.toml"
@@ -83,8 +83,8 @@ def recipe_of(own: Own, asked: Asked) -> Any:
         if value:
             raise ComposerError(f"{flag} {value}", where="command line", why=f"{own.folder.name} is a run of composer, which knows its own",
                                 fix="leave it out" + ("; --data judges it on other images" if flag == "--setting" else ""))
-    data = [f'data={{ use = "{asked.data}" }}'] if asked.data else []
-    return load(own.folder / RECIPE, sets=[*data, *judging(asked)])
+    data = [(f"--data {asked.data}", f'data={{ use = "{asked.data}" }}')] if asked.data else []
+    return read(own.folder / RECIPE, [*data, *judging(asked)])
 
 
 def from_run(asked: Asked, own: Own, bench: Bench) -> Subject:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,13 +109,26 @@ def kept(out: Path, target: str) -> list[Path]:
 # -- files for other programs ------------------------------------------------------------------------------------------------------
 
 
+def exportable(file: Path) -> None:
+    """Before hours of attacks: can it be written there? Errors: ComposerError."""
+    if file.suffix not in (".npz", ".parquet"):
+        raise ComposerError(f"--export {file}", where="command line", why="the kind of file is told by its ending", fix="a file ending in .npz or .parquet")
+    if file.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ComposerError(f"--export {file}", where="command line", why="the package pyarrow is not installed", fix="pip install pyarrow, or a file ending in .npz")
+    beside = file.with_name(f".probe-{os.getpid()}")
+    try:
+        atomic.write_text(beside, "")
+    except ComposerError as error:
+        raise ComposerError(f"--export {file}", where="command line", why=error.what, fix="name a file in another folder") from None
+    beside.unlink(missing_ok=True)
+
+
 def export_flags(file: Path, result: dict[str, Any], columns: Mapping[str, Tensor]) -> Path:
     """One row an image as .npz or .parquet; an image that a measure did not see is -1 (npz) or null (parquet) there.
 
     In the npz the flags are int8 (1 withstood, 0 broken, -1 not judged), numbers float32 with NaN, and `about` is the result as JSON.
     """
-    if file.suffix not in (".npz", ".parquet"):
-        raise ComposerError(f"--export {file}", where="command line", fix="a file ending in .npz or .parquet")
+    exportable(file)
     rows = max(map(len, columns.values()))
     return (_npz if file.suffix == ".npz" else _parquet)(file, json.dumps(atomic.plain(result)), columns, rows)
 

@@ -55,6 +55,13 @@ def test_autoattack_goes_on_with_half_the_batch_and_says_so(trained, digits, thr
     assert 0 < found.metrics["a"] < 1 and details["wrong_answers"] == 0
 
 
+def test_the_trust_checks_ask_about_fewer_images_then(trained, digits, threat):
+    x, y = digits["test"]
+    small = Small(trained, 60)
+    found = evaluate(small, x, y, [MeasureSpec("p", "pgd", {})], threat=threat, seed=0, batch_size=200)
+    assert max(small.sizes) <= 60 and found.trust["ok"] and found.seen["images"] == 50
+
+
 def test_an_image_that_does_not_fit_is_one_clear_error(trained, digits, threat):
     with pytest.raises(ComposerError, match="single image does not fit"):
         Fit(4).slices(3, lambda i, j: Small(trained, 0)(digits["test"][0][i:j]))

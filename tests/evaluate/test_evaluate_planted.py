@@ -44,6 +44,19 @@ class TrainMode(nn.Module):
         return self.net(x)
 
 
+class Counting(nn.Module):
+    """Its answers drift with the number of images it has seen, also in eval mode."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += len(x)
+        return self.net(x) + 0.01 * self.seen * x.flatten(1)[:, :10]
+
+
 def normalise(x):
     return (x - 0.3) / 0.37
 
@@ -56,12 +69,32 @@ def normalise(x):
     (lambda net: Wrapped(net, before=lambda x: x + 0.1 * torch.randn_like(x)), "differently twice"),
     (lambda net: Wrapped(net, after=lambda z: z.softmax(1)), "look like probabilities"),
     (lambda net: TrainMode(net), "images beside it"),
-], ids=["quantised", "quantised-far", "saturated", "saturated-zero", "random", "probabilities", "train-mode"])
+    (lambda net: Counting(net), "differently twice"),
+], ids=["quantised", "quantised-far", "saturated", "saturated-zero", "random", "probabilities", "train-mode", "counting"])
 def test_a_planted_defect_is_told(trained, digits, threat, plant, words):
     import copy
 
     told = flags(plant(copy.deepcopy(trained)), digits, threat)
     assert any(words in one for one in told), told
+
+
+@pytest.mark.parametrize("plant", [TrainMode, Counting])
+def test_its_memory_is_as_before(trained, digits, threat, plant):
+    import copy
+
+    net = plant(copy.deepcopy(trained))
+    before, held = {k: v.clone() for k, v in net.state_dict().items()}, dict(net.named_buffers())
+    flags(net, digits, threat, SPECS[:2])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(held[k] is v for k, v in net.named_buffers())
+
+
+def test_a_batch_size_of_one_does_not_blind_the_checks(trained, digits, threat):
+    import copy
+
+    with torch.random.fork_rng():
+        found = evaluate(TrainMode(copy.deepcopy(trained)), *(part[:120] for part in digits["test"]), SPECS[:1], threat=threat, seed=0, batch_size=2)
+    assert any("images beside it" in one for one in found.trust["flags"])
 
 
 @pytest.fixture(scope="session")

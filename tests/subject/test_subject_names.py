@@ -31,6 +31,30 @@ def broken():
 
 class Holder:
     made = net()
+    number = 5
+
+class Lost(nn.Module):
+    """A tensor that is no buffer stays where it is."""
+    def __init__(self, key=""):
+        super().__init__()
+        self.body, self.key, self.scale = net(), key, torch.ones(1, 10, device="cpu" if key else "meta")
+    def forward(self, x):
+        return self.body(x) * self.scale + ({}[self.key] if self.key else 0)
+
+def keyless():
+    return Lost("no such key")
+
+def nowhere():
+    return net().to("meta")
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+def leaves():
+    raise SystemExit("usage: train.py")
+
+def two_lines():
+    raise RuntimeError("first line\\nsecond line")
 '''
 
 
@@ -51,7 +75,7 @@ def test_the_checkpoints_of_a_runs_nodes(store: Any) -> None:
 
 
 def test_a_run_knows_its_network_and_normalisation(store: Any) -> None:
-    for more in ({"normalise": "none"}, {"setting": "digits"}):
+    for more in ({"normalise": "none"}, {"setting": "digits"}, {"model": "small_cnn"}):
         with pytest.raises(ComposerError, match="which knows its own"):
             find.subject(store.asked(store.run, **more))
 
@@ -63,8 +87,11 @@ def test_an_unfinished_run_and_an_unknown_name(store: Any, tmp_path: Path) -> No
     with pytest.raises(ComposerError, match="no run, no file of weights and no module:function") as caught:
         find.subject(store.asked(store.run[:-1] + "7"))
     assert f"did you mean {store.run}?" in caught.value.fix
-    with pytest.raises(ComposerError, match=r"there is no file x\.pt"):
-        find.subject(store.asked("x.pt"))
+    torch.save({}, tmp_path / "weights.pt")
+    for name, fix in ((str(tmp_path / "weigths.pt"), f"did you mean {tmp_path}/weights.pt?"), (str(tmp_path / "nowhere" / "x.pt"), "name a file")):
+        with pytest.raises(ComposerError, match="there is no file ") as caught:
+            find.subject(store.asked(name))
+        assert fix in caught.value.fix and caught.value.why
 
 
 def test_functions(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,9 +101,28 @@ def test_functions(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(by_name.model, nn.Sequential) and not by_name.model.training and by_name.digest == by_file.digest
     assert isinstance(import_model("mine_for_composer:Holder.made")[0], nn.Sequential)
     for target, what in (("mine_for_composer:number", "gave a int"), ("mine_for_composer:broken", "failed when it was called"),
-                         ("mine_for_composer:nothing", "has no 'nothing'"), ("mine_for_nobody:net", "cannot be imported")):
+                         ("mine_for_composer:nothing", "has no 'nothing'"), ("mine_for_nobody:net", "cannot be imported"),
+                         ("mine_for_composer:Holder.number", "is a int"), ("mine_for_composer:nowhere", "holds no numbers"), ("mine_for_composer:lazy", "holds no numbers"),
+                         ("mine_for_composer:leaves", "SystemExit: usage"), ("mine_for_composer:two_lines", "RuntimeError: first line\\nFix")):
         with pytest.raises(ComposerError, match=what):
             find.subject(store.asked(target, data="digits"))
+
+
+def test_a_forward_pass_that_fails_is_told_with_a_remedy(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_for_composer.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    for name, why, fix in (("Lost", "not on the expected device", "register_buffer"), ("keyless", "KeyError: 'no such key'", "batch of images alone")):
+        with pytest.raises(ComposerError, match="cannot take images of 1x8x8") as caught:
+            door.evaluate(store.asked(f"mine_for_composer.py:{name}", data="digits", protocol="cheap"))
+        assert why in caught.value.why and fix in caught.value.fix
+
+
+def test_a_file_that_cannot_be_imported(store: Any, tmp_path: Path) -> None:
+    for text, why, fix in (("def net(:\n", "SyntaxError", "mend the file"), ("import sys\nsys.exit(3)\n", "SystemExit: 3", "mend the file")):
+        (tmp_path / "bad.py").write_text(text)
+        with pytest.raises(ComposerError, match="cannot be imported") as caught:
+            find.subject(store.asked(f"{tmp_path}/bad.py:net", data="digits"))
+        assert why in caught.value.why and fix in caught.value.fix
 
 
 def test_code_is_part_of_what_was_judged(store: Any, tmp_path: Path) -> None:
@@ -119,6 +165,34 @@ def test_what_the_command_line_says_of_judging(store: Any) -> None:
     assert {m.name: m.n for m in measures} == {"clean": 16, "pgd-20": 16} and measures[1].options["steps"] == 2
     with pytest.raises(ComposerError, match="there is no bench for it"):
         words.ground(store.asked("x", data="npz"))
+
+
+@pytest.mark.parametrize(("more", "where", "fix"), [
+    ({"protocol": "cheapp"}, "--protocol cheapp", "cheap"), ({"eps": "8/0"}, "--eps 8/0", "8/255"), ({"norm": "linff"}, "--norm linff", "linf"),
+    ({"model": "small_cnnn"}, "--model small_cnnn", "small_cnn"), ({"protocol": "cheap", "sets": ("evaluate.n=4", "evaluate.pdg-20.n=3")}, "--set #2", "pgd-20")])
+def test_a_mistake_is_told_of_the_flag_that_was_typed(store: Any, more: dict[str, Any], where: str, fix: str) -> None:
+    with pytest.raises(ComposerError) as caught:
+        words.ground(store.asked("x", data="digits", **more))
+    (one,) = caught.value.all
+    assert one.where.startswith(where) and fix in one.fix
+
+
+def test_numbers_that_cannot_be(store: Any) -> None:
+    for more, what in (({"n": 0}, "--n 0"), ({"n": 361}, "there are 360 test images"), ({"batch_size": 0}, "--batch-size 0"),
+                       ({"sets": ('evaluate.p={ use = "pgd", steps = 0 }',)}, "moves no image"), ({"sets": ('evaluate.p={ use = "fgsm", eps = -0.1 }',)}, "eps = -0.1")):
+        with pytest.raises(ComposerError, match=what):
+            door.evaluate(store.asked(store.run, protocol="cheap", **more))
+    with pytest.raises(ComposerError, match="this is no table"):
+        words.ground(store.asked("x", data="digits", model='{ use = "small_cnn"'))
+
+
+def test_an_export_that_cannot_be_written_is_told_before_the_attacks(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "judge", lambda *_, **__: pytest.fail("attacked first"))
+    (tmp_path / "file").write_text("")
+    for file, why in ((tmp_path / "x.csv", "ending"), (tmp_path / "file" / "x.npz", "cannot")):
+        with pytest.raises(ComposerError, match="--export") as caught:
+            door.evaluate(store.asked(store.run, protocol="cheap"), export=file)
+        assert why in caught.value.why and not list(tmp_path.glob(".probe*"))
 
 
 def test_library_networks_without_their_weights(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
