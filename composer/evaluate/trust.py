@@ -22,6 +22,7 @@ WIDE = (2.0, 20.0)      # standard deviation of pixels normalised twice; a netwo
 NORMALISED = 0.05       # accuracy gained by undoing a normalisation, or by adding one
 
 
+MARGINS = ("cw", "dlr", "margin")
 EFFORTS = ("steps", "restarts", "queries", "samples")
 __all__ = ["Probe", "Verdict", "chance_limit", "excess", "judge_trust", "probe"]
 
@@ -49,6 +50,12 @@ class Verdict:
     def blind(self) -> bool:
         """It sees no gradient: it may stay far above a gradient attack, and falls below one only where gradients lie."""
         return bool(self.flags.get("blind"))
+
+    @property
+    def of_margin(self) -> bool:
+        """It climbs differences of logits: `cw`, or pgd on such a loss, as papers also have it."""
+        loss = self.options.get("loss")
+        return self.use == "cw" or self.use == "pgd" and getattr(loss, "use", loss) in MARGINS
 
     @property
     def threat(self) -> tuple[str, str]:
@@ -181,7 +188,7 @@ def _pair_flags(one: Verdict, other: Verdict) -> list[str]:
         return []
     if (one.use, other.use) == ("apgd_ce", "apgd_t") and points > 100 * CE_GAP:
         return [f"{one.name} is {points:.1f} points above {other.name} on the same images: cross entropy does not find the way; quote the lower"]
-    if one.use == "pgd" and other.use == "cw" and one.options.get("steps", 0) >= other.options.get("steps", 0) and points > 100 * CW_GAP:
+    if one.use == "pgd" and not one.of_margin and other.of_margin and one.options.get("steps", 0) >= other.options.get("steps", 0) and points > 100 * CW_GAP:
         return [f"{other.name} is {points:.1f} points below {one.name} on the same images: {one.name} overstates robustness; quote AutoAttack"]
     if other.flags.get("transfer") and not (one.flags.get("transfer") or one.blind):
         return [(f"{other.name}, made on another model, is stronger than {one.name}: {more} images stand only under {one.name}, {less} only under "

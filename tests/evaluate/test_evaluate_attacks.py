@@ -12,7 +12,7 @@ from composer.recipe.types import MeasureSpec, Threat
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1.0), ("l2", 2.0)])
-@pytest.mark.parametrize(("use", "options"), [("fgsm", {}), ("pgd", {"step": "eps/2", "steps": 6}), ("cw", {"step": "eps/2", "steps": 6})])
+@pytest.mark.parametrize(("use", "options"), [("fgsm", {}), *((use, {"step": "eps/2", "steps": 6}) for use in ("pgd", "cw", "mim"))])
 def test_a_linear_model_falls_exactly_within_its_radius(two_classes, norm, dual, use, options):
     x, y = two_classes.images()
     eps = float(two_classes.radius(x, y, dual).abs().median().clamp_max(0.15))

@@ -31,6 +31,9 @@ def said(*verdicts, seen=SOUND):
     (verdict("pgd", 121, steps=20), verdict("cw", 100, steps=20), "overstates robustness"),
     (verdict("pgd", 119, steps=20), verdict("cw", 100, steps=20), ""),
     (verdict("pgd", 121, steps=3), verdict("cw", 100, steps=20), ""),                     # fewer steps are weaker anyway
+    (verdict("pgd", 121, steps=20, loss=Ref("loss", "ce")), verdict("pgd", 100, "cw", steps=20, loss=Ref("loss", "margin")), "cw is 10.5 points below pgd"),
+    (verdict("pgd", 100, steps=20, loss=Ref("loss", "ce")), verdict("pgd", 121, "cw", steps=20, loss=Ref("loss", "margin")), ""),
+    (verdict("pgd", 121, "a", steps=20, loss=Ref("loss", "dlr")), verdict("pgd", 100, "b", steps=20, loss=Ref("loss", "cw")), ""),
     (verdict("fgsm", 150), verdict("aa", 100), ""),
     (verdict("pgd", 100, steps=20), verdict("aa", 150), "aa is weaker than pgd"),
     (verdict("pgd", 100, "a", steps=20, restarts=1), verdict("pgd", 110, "b", steps=20, restarts=5), "b is weaker than a despite more restarts"),
