@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from composer.ablate.summary import Summary, summarise
+from composer.ablate.summary import Metric, Summary, summarise
 from composer.ablate.types import Cell, Failure
 from composer.errors import ComposerError
 from composer.report.ablation import plain_text, read_summary, show, write_all
 from composer.report.ablation.latex import escape, latex
 from composer.report.ablation.markdown import markdown
-from composer.report.ablation.numbers import amount, contrast, label, level
+from composer.report.ablation.numbers import amount, contrast, label, level, mean
 from composer.report.ablation.sheet import Cell as Place
 from composer.report.ablation.sheet import Head, Sheet, fitted
 from composer.report.ablation.sheets import sheets_of
@@ -176,3 +176,11 @@ def test_show_writes_to_the_stream_it_is_given(clean_summary: Summary) -> None:
     show(clean_summary, sink)
     assert sink.getvalue().startswith("mart_ours-ema-margin: full design over ema, margin, 4 cells × 5 seeds") and "\x1b" not in sink.getvalue()
     assert f"{clean_summary.out}/studies/mart_ours-ema-margin, the page is report.html" in "".join(sink.getvalue().splitlines()[-3:]), "and ends with the place of it all"
+
+
+@pytest.mark.parametrize(("low", "high", "shown", "signed"), [
+    (0.0586, 0.0682, "0.0634 ± 0.0048", "+0.0634 ± 0.0048"), (-0.0119, 0.0011, "-0.0054 ± 0.0065", "−0.0054 ± 0.0065"), (0.06, 0.1, "0.080 ± 0.020", "+0.080 ± 0.020"),
+    (100.0, 140.0, "120 ± 20", "+120 ± 20"), (0.1, 0.1, "0.1 ± 0", "+0.1 ± 0"), (1e-9, 3e-9, "0.0000000020 ± 0.0000000010", "+0.0000000020 ± 0.0000000010")])
+def test_what_is_no_accuracy_ends_where_its_interval_does(low: float, high: float, shown: str, signed: str) -> None:
+    metric, record = Metric("breaking_eps", 360, rate=False, unit="pixels"), {"mean": (low + high) / 2, "ci95": [low, high]}
+    assert (mean(metric, record, 3), contrast(metric, record)) == (shown, signed)

@@ -30,13 +30,24 @@ def half(metric: Metric, interval: Any) -> str:
     return f"{size:.2f}" if metric.rate else f"{size:.2g}"
 
 
+def beside(metric: Metric, value: float | None, interval: Any, signed: bool = False) -> tuple[str, str]:
+    """(value, half of the interval) as they stand beside ±. Of what is no accuracy both end at one place, the second digit of the half."""
+    side = half(metric, interval)
+    size = (interval[1] - interval[0]) / 2 if side else 0.0
+    if metric.rate or value is None or not size > 0 or not math.isfinite(size) or not math.isfinite(value):
+        return level(metric, value, signed), side
+    places = min(12, max(0, 1 - math.floor(math.log10(size))))
+    text = f"{value:+.{places}f}" if signed else f"{value:.{places}f}"
+    return text.replace("-", MINUS) if signed else text, f"{size:.{places}f}"
+
+
 def mean(metric: Metric, record: Mapping[str, Any] | None, seeds: int) -> str:
     """`54.30 ± 0.98`: the t interval over seeds, or Wilson's over images where the table has one seed."""
     if not record:
         return ""
-    text = level(metric, record.get("mean"))
+    text, side = beside(metric, record.get("mean"), record.get("ci95"))
     if seeds > 1:
-        return f"{text} ± {half(metric, record.get('ci95')) or '–'}"
+        return f"{text} ± {side or '–'}"
     return f"{text} ± {100 * half_width(record['mean'], metric.n):.2f}" if metric.rate and metric.n else text
 
 
@@ -47,8 +58,8 @@ def contrast(metric: Metric, record: Mapping[str, Any] | None, key: str = "") ->
     value = record.get("mean", record.get("estimate"))
     if value is None:
         return str(record.get("status") or "–")
-    side = half(metric, record.get(key or interval_of(record)))
-    return f"{level(metric, value, signed=True)}" + (f" ± {side}" if side else "")
+    text, side = beside(metric, value, record.get(key or interval_of(record)), signed=True)
+    return text + (f" ± {side}" if side else "")
 
 
 def interval_of(record: Mapping[str, Any]) -> str:
@@ -73,7 +84,7 @@ def images(metric: Metric) -> str:
 
 
 def unit(metric: Metric) -> str:
-    return "%" if metric.rate else metric.unit
+    return "%" if metric.rate else f"[{metric.unit}]" if metric.unit else ""
 
 
 def label(line: Line, seeds: int) -> str:
