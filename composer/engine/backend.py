@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 from composer.errors import ComposerError, suggest
-from composer.plan.types import Plan
+from composer.plan.types import Cost, Plan
 
 NAMES = ("eager", "folded", "compiled", "graph", "compiled-graph")
 LEGAL = ("auto", *NAMES)
-FLOPS_PER_SECOND = 2e10          # of one core in training, for the rule of `auto`
-SECONDS_PER_PROGRAM, SECONDS_PER_LAYER = 8.0, 0.6       # of compiling, measured on such a core
-GAIN = 0.05                      # what compiling saves of a folded step, on a CPU
+FLOPS_PER_SECOND = 1.2e11        # of one core in training, for the rule of `auto`
+SECONDS_PER_PROGRAM, SECONDS_PER_PASS = 10.0, 0.1       # of compiling, measured on such a core
+GAIN = 0.06                      # what compiling saves of the arithmetic it compiles, on a CPU
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Work:
-    """What is known of a run before it begins: arithmetic in all, programs a compiler would see, layers with weights."""
+    """What is known of a run before it begins: what a compiler would make of it.
+
+    flops       arithmetic of the run within compiled programs; attacks that are folded instead are not in it
+    programs    how many of them
+    passes      layers with weights that these go through, forwards and both kinds of gradients counted one by one
+    """
 
     flops: float
     programs: int
-    layers: int
+    passes: float
     convolves: bool
     attacks: bool               # some inner maximum over images
     recordable: str = ""        # why steps cannot be recorded, or ''
@@ -105,8 +110,8 @@ def resolve(asked: str, device: torch.device, work: Callable[[], Work], where: s
     """The backend that is meant. The rule of `auto`, which looks at nothing that a second sitting of the same run might find otherwise:
 
     CUDA   graph, where steps can be recorded; else eager
-    CPU    compiled, where 5 % of the run's arithmetic at 20 GFLOP/s is more than compiling takes (8 s a program and 0.6 s a layer); else folded,
-           where an attack meets convolutions; else eager
+    CPU    compiled, where 6 % of the arithmetic in its programs at 120 GFLOP/s is more than compiling takes (10 s a program and 0.1 s for each
+           pass of a layer in it); else folded, where an attack meets convolutions; else eager
 
     Errors: ComposerError where the name is none, or the machine lacks what it needs.
     """
@@ -133,8 +138,8 @@ def _auto(device: torch.device, work: Work) -> Choice:
         return Choice("graph", "one launch a step, where eager has hundreds")
     if device.type != "cpu":
         return Choice("eager", f"the others know nothing of {device.type}")
-    seconds, cost = work.flops / FLOPS_PER_SECOND, work.programs * SECONDS_PER_PROGRAM + work.layers * SECONDS_PER_LAYER
-    said = f"about {cost:.0f} s of compiling against {GAIN:.0%} of some {seconds:.0f} s of arithmetic"
+    seconds, cost = work.flops / FLOPS_PER_SECOND, work.programs * SECONDS_PER_PROGRAM + work.passes * SECONDS_PER_PASS
+    said = f"about {cost:.0f} s of compiling against {GAIN:.0%} of some {seconds:.0f} s of arithmetic in what it compiles"
     if GAIN * seconds > cost and compiler(device):
         return Choice("compiled", said)
     lacks = "" if compiler(device) else " and no C++ compiler is here"
@@ -151,14 +156,25 @@ def compiler(device: torch.device) -> bool:
 def work_of(plans: list[tuple[Plan, int]], net: Any, shape: tuple[int, int, int], classes: int, batch: int) -> Work:
     """What a run's stretches amount to; each plan with its number of steps."""
     from composer.engine.backend_graph import unrecordable
-    from composer.plan.cost import plan_cost
 
-    units = sum(plan_cost(plan).at(classes).units * steps for plan, steps in plans)
+    convolves = any(isinstance(m, nn.Conv2d) for m in net.model.modules())
     layers = sum(isinstance(m, (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)) for m in net.model.modules())
-    inner = [i for plan, _ in plans for i in plan.inner]
-    return Work(flops=float(units) * batch * products(net, shape), programs=len(plans) + sum(i.over_weights for i in inner),
-                layers=layers * len(plans), convolves=any(isinstance(m, nn.Conv2d) for m in net.model.modules()),
-                attacks=any(not i.over_weights for i in inner), recordable=next(filter(None, (unrecordable(plan, net) for plan, _ in plans)), ""))
+    found = [(once.at(classes).units, run.at(classes).units * steps) for plan, steps in plans for once, run in compilable(plan, net, convolves)]
+    return Work(flops=float(sum(run for _, run in found)) * batch * products(net, shape), programs=len(found),
+                passes=float(layers * sum(once for once, _ in found)), convolves=convolves,
+                attacks=any(not i.over_weights for plan, _ in plans for i in plan.inner),
+                recordable=next(filter(None, (unrecordable(plan, net) for plan, _ in plans)), ""))
+
+
+def compilable(plan: Plan, net: Any, convolves: bool) -> list[tuple[Cost, Cost]]:
+    """For each program that `compiled` would compile of a plan: the cost of one run of it, and of what a step makes of it."""
+    from composer.engine.backend_compiled import unpackable
+    from composer.plan.cost import inner_cost, program_cost
+
+    outer = program_cost(plan.outer, weights=True)
+    found = [(plan.outer, outer, outer)]
+    found += [(i.body, program_cost(i.body, weights=i.over_weights), inner_cost(i)) for i in plan.inner if unpackable(i, net) or not convolves]
+    return [(once, run) for program, once, run in found if not (net.stochastic and any(p.batch for p in program.passes))]
 
 
 def products(net: Any, shape: tuple[int, int, int]) -> int:

@@ -191,7 +191,7 @@ def test_the_watch_for_waits_itself():
 
 
 def work(flops: float = 0.0, **more) -> Work:
-    return Work(**{"flops": flops, "programs": 1, "layers": 10, "convolves": True, "attacks": True} | more)
+    return Work(**{"flops": flops, "programs": 1, "passes": 40, "convolves": True, "attacks": True} | more)
 
 
 @pytest.mark.parametrize(("asked", "device", "said"), [
@@ -213,8 +213,8 @@ def test_graph_without_cuda_is_one_error_on_the_command_line(capsys, tmp_path):
 
 def test_auto_weighs_compiling_against_the_run(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++" if name == "g++" else None)
-    cost = 8.0 + 10 * 0.6
-    enough = cost / 0.05 * 2e10
+    cost = 10.0 + 40 * 0.1
+    enough = cost / 0.06 * 1.2e11
     assert resolve("auto", CPU, lambda: work(1.01 * enough)).name == "compiled" and resolve("auto", CPU, lambda: work(0.99 * enough)).name == "folded"
     assert resolve("auto", CPU, lambda: work(convolves=False)).name == resolve("auto", CPU, lambda: work(attacks=False)).name == "eager"
     assert resolve("auto", CUDA, work).name == "graph" and resolve("auto", CUDA, lambda: work(recordable="it draws")).name == "eager"
@@ -235,11 +235,21 @@ def test_what_was_chosen_is_said_once():
     assert len(heard) == 2 and heard[0].startswith("backend folded: about 14 s of compiling") and LEGAL == ("auto", *NAMES)
 
 
-def test_the_work_of_a_run_is_its_arithmetic():
-    made = subject("trades", dtype=torch.float32)
+@pytest.mark.parametrize(("recipe", "programs", "once", "step"), [
+    ("trades", 1, 6, 6),                # two passes with weight gradients; the attack is folded
+    ("at_rice", 2, 3 + 2, 3 + 2 * 2),   # its attack, two steps, is in train mode
+    ("awp_trades", 2, 6 + 6, 6 + 6)])   # what climbs the weights
+def test_the_work_of_a_run_is_what_compiling_takes_over(recipe, programs, once, step):
+    made = subject(recipe, dtype=torch.float32)
     found = work_of([(made.plan, 100)], made.session.net, (1, 8, 8), 10, 64)
-    assert found.flops == plan_cost(made.plan).units * 100 * 64 * flops(made.model, (1, 8, 8)) and found.programs == 1
-    assert found.layers == 7 and found.convolves and found.attacks and not found.recordable
+    assert found.flops == step * 100 * 64 * flops(made.model, (1, 8, 8)) and (found.programs, found.passes) == (programs, 7 * once)
+    assert found.convolves and found.attacks and not found.recordable
+
+
+def test_programs_that_are_never_compiled_are_no_work():
+    recipe, model, x, y = dropping()
+    made = Subject(recipe, model, x, y)
+    assert work_of([(made.plan, 100)], made.session.net, (1, 8, 8), 10, 4).flops == 0.0
 
 
 def keys_of(tiny, tmp_path, name: str) -> list[str]:
