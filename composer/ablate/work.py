@@ -43,6 +43,15 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
            compares on held-out images; stop_file, progress_file
     Errors: as those of a run (Diverged, Stopped, …).
     """
+    from composer.engine.peak import trim
+
+    try:
+        return _done(spec)
+    finally:
+        trim()
+
+
+def _done(spec: Mapping[str, Any]) -> dict[str, Any]:
     from composer.ablate.bench import bench
     from composer.ablate.rungs import judge_end, judge_rung
     from composer.engine.prefix import train_prefix

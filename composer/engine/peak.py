@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -24,6 +25,15 @@ def reset_peak(device: torch.device) -> None:
     """Begin anew, where that is possible."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def trim() -> None:
+    """What was freed goes back to the system, where the C library would keep it (glibc): a process that trains many runs would grow with each."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError):                   # another C library
+            pass
 
 
 def _status(file: Path = Path("/proc/self/status")) -> int:
