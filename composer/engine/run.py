@@ -184,6 +184,7 @@ class Runner:
     def _track_result(self, result: dict[str, Any], judged: Any) -> None:
         self.tracker.metrics({f"test/{k}": v for k, v in result["metrics"].items()}, result["epochs"])
         self.tracker.metrics({f"test-{'last' if result['selected'] == 'best' else 'best'}/{k}": v for k, v in result["metrics_other"].items()}, result["epochs"])
+        self.tracker.metrics({"trust/ok": float(result["trust"].get("ok", True))}, result["epochs"])
         self.tracker.text(json.dumps(result, indent=1, default=str), "result.json")
         self.tracker.artifact(self.record.folder / "final.safetensors", "checkpoint")
         self._track_curves(result)

@@ -148,6 +148,16 @@ def test_doubts_reach_the_footer(square, tmp_path: Path) -> None:
     assert said(summary, "† doubt") == "fgsm 40.0 % is stronger than pgd 60.0 % (numbers of the first such run): -ema (2 of 3 seeds)" and not summary.line("full").doubts
 
 
+def test_doubts_of_the_other_checkpoint_count_too(square, tmp_path: Path) -> None:
+    """Its numbers stand in the same row, best and last."""
+    grid, outcome = square(3)
+    doubt = {"trust": {"ok": True, "flags": []}, "trust_other": {"ok": False, "flags": ["all logits are equal"]}, "selected": "best"}
+    results = {k: {**r, **doubt} if k == ("-ema", 1) else r for k, r in outcome.results.items()}
+    summary = summarise(grid, replace(outcome, results=results), tmp_path)
+    assert summary.line("-ema").doubts == ("seed 1: the last checkpoint: all logits are equal",)
+    assert said(summary, "† doubt") == "the last checkpoint: all logits are equal: -ema (1 of 3 seeds)" and not summary.line("full").doubts
+
+
 def test_collapse_is_seen_in_the_curves(square, curves, tmp_path: Path) -> None:
     grid, outcome = square(3)
     for (cell, seed), result in outcome.results.items():

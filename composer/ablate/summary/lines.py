@@ -90,7 +90,7 @@ def _run(seed: int, result: Mapping[str, Any]) -> dict[str, Any]:
     return {"seed": seed, "run": result.get("run"), "out": result.get("out"), "selected": result.get("selected"),
             "selected_epoch": result.get("selected_epoch"), "weights_sha256": result.get("weights_sha256"), "prefix_key": result.get("prefix_key"),
             "metrics": dict(result.get("metrics") or {}), "metrics_other": dict(result.get("metrics_other") or {}), "n": dict(result.get("n") or {}),
-            "trust": dict(result.get("trust") or {}), "seconds": result.get("seconds"), "mlflow_run_id": result.get("mlflow_run_id")}
+            "trust": dict(result.get("trust") or {}), **({"trust_other": result["trust_other"]} if result.get("trust_other") else {}), "seconds": result.get("seconds"), "mlflow_run_id": result.get("mlflow_run_id")}
 
 
 def _cost(found: Found) -> dict[str, Any]:
@@ -113,14 +113,22 @@ def _printed(row: Row | None, selector: str) -> tuple[dict[str, Any], ...]:
                  for p in rows)
 
 
+def flags_of(result: Mapping[str, Any]) -> list[str]:
+    """What the trust checks hold against a result, that of its other checkpoint (`trust_other`) included, whose numbers stand in the same row."""
+    found = []
+    for key, whose in (("trust", ""), ("trust_other", f"the {'last' if result.get('selected') == 'best' else 'best'} checkpoint: ")):
+        trust = result.get(key) or {}
+        if trust.get("ok") is False:
+            found += [f"{whose}{flag}" for flag in trust.get("flags") or ["the evaluation doubts itself"]]
+    return found
+
+
 def _doubts(found: Found) -> tuple[str, ...]:
     """Why results are not to be trusted; seeds that share a reason stand together."""
     seeds: dict[str, list[int]] = {}
     for seed, result in found.items():
-        trust = result.get("trust") or {}
-        if trust.get("ok") is False:
-            for flag in trust.get("flags") or ["the evaluation doubts itself"]:
-                seeds.setdefault(str(flag), []).append(seed)
+        for flag in flags_of(result):
+            seeds.setdefault(flag, []).append(seed)
     return tuple(f"seed{'s' if len(those) > 1 else ''} {', '.join(map(str, those))}: {flag}" for flag, those in seeds.items())
 
 

@@ -30,7 +30,7 @@ class Line:
     cost             {"step", "total", "relative"}: passes (forwards + input gradients + weight gradients, in batches), relative to the base
     epochs           {"trained", "shared", "selected": {seed: epoch}}
     printed          [{"row", "group", "selector", "values", "pm"}]: a paper's row, in percent; `beside`: metric -> the comparison with it
-    runs             [{"seed", "run", "out", "selected", "weights", "metrics", "metrics_other", "trust", "seconds"}]
+    runs             [{"seed", "run", "out", "selected", "weights", "metrics", "metrics_other", "trust", "trust_other" where that is doubted, "seconds"}]
     """
 
     name: str

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from composer.ablate.bench import is_bench
+from composer.ablate.summary.lines import flags_of
 from composer.ablate.summary.types import Line, Metric, Table
 from composer.ablate.types import Grid, Outcome
 
@@ -78,9 +79,8 @@ def _doubts(tables: tuple[Table, ...]) -> list[Said]:
             name = line.name if len(tables) == 1 or sum(line.name == o.name for t in tables for o in t.lines) == 1 else f"{line.name} (results {at + 1})"
             runs[name] = line.n
             for run in line.runs:
-                trust = run.get("trust") or {}
-                for flag in (trust.get("flags") or ["the evaluation doubts itself"]) if trust.get("ok") is False else ():
-                    kinds.setdefault(NUMBER.sub("…", str(flag)), (str(flag), {}))[1].setdefault(name, set()).add(run.get("seed"))
+                for flag in flags_of(run):
+                    kinds.setdefault(NUMBER.sub("…", flag), (flag, {}))[1].setdefault(name, set()).add(run.get("seed"))
     return [("† doubt", _doubt(flag, cells, runs)) for flag, cells in kinds.values()]
 
 
