@@ -107,6 +107,7 @@ def test_a_run_waits_for_its_grid(out, client):
     grid = open_grid(out, "study", {}, {})
     tags = {**child_tags(grid, "full", 0, {}), "composer.parent": "another", "composer.parent_folder": "studies/late"}
     tags.pop("mlflow.parentRunId")
+    close_grid(grid, out, {})                           # its thread, which sends what waits anywhere, is gone
     Journal(out / "studies" / "late").add("start", key="another", name="late", experiment="study", params={}, tags={}, run_id=None, uri="")
     late = Journal(out / "experiments" / "r")
     late.add("start", key="k", name="r", experiment="x", params={}, tags=tags, run_id=None, uri="")
@@ -116,7 +117,6 @@ def test_a_run_waits_for_its_grid(out, client):
     assert late.waiting()
     track.deliver(out)
     assert not late.waiting() and len(below(client, Journal(out / "studies" / "late").state()["run_id"])) == 1
-    close_grid(grid, out, {})
 
 
 def test_nobody_tracks(tmp_path):
