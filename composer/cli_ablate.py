@@ -66,9 +66,9 @@ def ablate(
                       again=again, steps=steps, quiet=quiet, command=tuple(sys.argv[1:]), env=_plugins_of(plugin), pack=pack)
     check_jobs(options)
     if tune:
-        from composer.ablate.tuned import tuned_grid
+        from composer.ablate.tuned import planned, tuned_grid
 
-        grid = tuned_grid(grid, options, tune, tune_epochs)
+        grid = planned(grid, tune, tune_epochs) if dry_run else tuned_grid(grid, options, tune, tune_epochs)
     if dry_run:
         _preview(Drive(grid, options), as_json)
         return
@@ -128,7 +128,7 @@ def sweep(
     seed: Annotated[int, typer.Option(help="Of the trials' runs and of the draws.")] = 0, name: Annotated[str, typer.Option(help="Name of the sweep's folder.")] = "",
     setting: Setting = None, set_: Sets = None, drop: Drops = None, plugin: Plugins = None, out: Out = Path("runs"), as_json: Json = False,
     data_root: DataRoot = Path("data"), device: Device = "auto", jobs: Jobs = 1, gpus_per_run: Gpus = 0.0, address: Address = "", threads: Threads = 0,
-    quiet: Quiet = False,
+    quiet: Quiet = False, retries: Annotated[int, typer.Option(help="Times a trial is taken up again whose process was killed.")] = 2,
 ) -> None:
     """Search hyper-parameters for robust accuracy on held-out images; the result is a recipe that extends this one."""
     from composer.ablate.drive import PRECISIONS
@@ -144,7 +144,7 @@ def sweep(
         raise ComposerError(f"--precision {precision}", where="command line", fix=f"one of {', '.join(PRECISIONS)}")
     settings = Settings(out=out, data_root=data_root, download=download, device=device, precision=precision, fresh=fresh, adopt=adopt, quiet=True)
     options = SweepOptions(trials=trials, grid=grid, points=points, metric=metric, select=tuple(s.strip() for s in select.split(",") if s.strip()),
-                           asha=not no_asha, grace=grace, eta=eta, budget=time_budget, jobs=jobs, gpus_per_run=gpus_per_run, address=address, threads=threads,
+                           asha=not no_asha, grace=grace, eta=eta, budget=time_budget, jobs=jobs, gpus_per_run=gpus_per_run, address=address, threads=threads, retries=retries,
                            seed=seed, name=name, settings=settings, say=(lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr)))
     result = search(made, options)
     if as_json:

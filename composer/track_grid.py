@@ -16,8 +16,8 @@ from composer.track import FLUSH, NullTracker, Tracker, deliver, make_tracker, o
 from composer.track_journal import Journal, locked
 from composer.track_names import EXPERIMENT, PARENT, PARENT_AT, PARENT_KEY, bare, clean, finite
 
-ARTIFACTS = ("grid.json", "sweep.json", "results.json", "failed.json", "table.md", "table.csv", "table.tex", "table.json", "report.html",
-             "trials.csv", "trials.json", "best*.toml", "plots", "cells")
+ARTIFACTS = ("grid.json", "sweep.json", "results.json", "failed.json", "table.md", "table.csv", "table.tex", "table.json", "effects.csv", "runs.csv",
+             "report.html", "trials.csv", "trials.json", "best*.toml", "plots", "cells")
 
 
 @dataclass

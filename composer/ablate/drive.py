@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from composer.ablate.external import external_results
 from composer.ablate.names import slug
 from composer.ablate.pack_tasks import answers_of, outsider, packed
 from composer.ablate.packs import packs_for
-from composer.ablate.planned import PRECISIONS, check_analysis, check_jobs
+from composer.ablate.planned import PRECISIONS, check_analysis, check_jobs, plugins_named, threads_of
 from composer.ablate.rungs import Ladders, ends, record_file
 from composer.ablate.slim import slim
 from composer.ablate.stop import Died
@@ -40,7 +39,7 @@ class Options:
     """How a grid runs.
 
     jobs, gpus_per_run, address, retries, env, sys_path   as `composer.ablate.launch.LaunchOptions`
-    threads     of each task; 0: those that the study was begun with, else the machine's cores over the jobs
+    threads     of each task; 0: those that the study was begun with, else `threads_of`
     share       train epochs that cells have in common once
     again       try again what diverged
     steps       that a study of kind bench measures
@@ -72,8 +71,7 @@ class Drive:
         self.options = options = replace(options, settings=replace(options.settings, share=options.share))
         self.folder = self.out / "studies" / grid.name
         held = read_json(self.folder / "grid.json") or read_json(self.out / "studies" / grid.name.removesuffix(ALONE) / "grid.json") or {}
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = options.threads or held.get("threads") or max(1, cores // max(1, options.jobs))
+        self.threads = options.threads or held.get("threads") or threads_of(options)
         check_analysis(grid)
         with self.as_workers():
             self.courses: dict[str, Course] = courses(grid, options.settings)
@@ -224,7 +222,7 @@ class Drive:
         o, tags = self.options, self._tags(parent)
         jobs = min(o.jobs, 1) if self.bench else o.jobs             # times are of a cell alone
         launching = LaunchOptions(folder=self.folder, jobs=jobs, address=o.address, gpus_per_run=o.gpus_per_run, threads=self.threads,
-                                  retries=o.retries, env=o.env, sys_path=o.sys_path, quiet=o.quiet)
+                                  retries=o.retries, env={**o.env, **plugins_named()}, sys_path=o.sys_path, quiet=o.quiet)
         for number in (*range(self.ladders.settled, self.ladders.rounds), None):        # a round decides what the next one's tasks are
             title = self.grid.name if number is None else f"{self.grid.name}, to rung {number + 1} of {self.ladders.rounds}"
             tasks = self.tasks(self._behind(number, results, lost), tags, number)

@@ -90,7 +90,7 @@ def _start(ray: Any, options: LaunchOptions, folder: Path | None) -> None:
         with apart_from_our_signals():
             ray.init(address="local", num_cpus=max(1, round(options.jobs * options.cores)), num_gpus=None if options.gpus_per_run else 0,
                      include_dashboard=False, object_store_memory=OBJECTS, _temp_dir=str(folder), **common)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+    except Exception as error:  # noqa: BLE001  on a machine that is too busy Ray raises bare ones
         where = f"--address {options.address}" if options.address else f"--jobs {options.jobs}"
         raise ComposerError(f"Ray does not start: {error}", where=where, fix="--jobs 0 works without Ray" if not options.address else
                             "check that the cluster is up, with this Python and this version of Ray") from None

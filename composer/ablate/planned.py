@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from composer.ablate import bench
@@ -42,3 +43,23 @@ def check_jobs(options: Options) -> None:
                                ("--retries", options.retries, 0), ("--steps", options.steps, bench.BLOCKS)):
         if value < least:
             raise ComposerError(f"{flag} {value}", where="command line", fix=f"at least {least}")
+
+
+def threads_of(options: Options) -> int:
+    """CPU threads of a task: this machine's cores over the tasks that it does at once. That is `jobs`; where that is
+    as many as a cluster holds, it is as many as this machine's GPUs take, and one without GPUs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = options.jobs
+    if options.address and not options.jobs and options.gpus_per_run:
+        import torch
+
+        at_once = int(max(1, torch.cuda.device_count()) / options.gpus_per_run + 1e-6)
+    return max(1, cores // max(1, at_once))
+
+
+def plugins_named() -> dict[str, str]:
+    """What workers must load of what this process has loaded beside the shipped plugins, whoever named it: a worker's folder may be another one."""
+    from composer.plugins import VARIABLE, for_workers
+
+    files = for_workers()
+    return {VARIABLE: os.pathsep.join(files)} if files else {}

@@ -95,7 +95,7 @@ if [ "$${#hosts[@]}" -gt 1 ]; then
 fi
 
 if [ -n "$$stopping" ]; then finish 75; fi
-$command --address "$$address" &
+$command --jobs 0 --address "$$address" &
 driver=$$!
 if [ -n "$$stopping" ]; then kill -TERM "$$driver" 2>/dev/null; fi
 
@@ -142,6 +142,9 @@ def _check(command: Sequence[str], options: SlurmOptions) -> None:
     for name in ("nodes", "cpus", "warning"):
         if getattr(options, name) < 1:
             raise ComposerError(f"{name} = {getattr(options, name)}", where="--emit slurm", fix="a whole number from 1")
+    if options.gpus and not any(word.split("=")[0] == "--gpus-per-run" for word in command):
+        raise ComposerError(f"gpus={options.gpus} and no --gpus-per-run", where="--emit slurm", why="tasks would see no GPU",
+                            fix="--gpus-per-run 1, or a share such as 0.25 to put four tasks on one")
     broken = [text for text in (options.job, options.time, options.memory, options.partition, options.account, options.output, *options.directives)
               if "\n" in text]
     if broken:

@@ -108,12 +108,12 @@ def tuner(recipe: Recipe, source: Source, work: Work, watch: Watch, scratch: Pat
     trainable = tune.with_parameters(in_worker, recipe=recipe, work=work, plugins=for_workers(), folder=os.getcwd(), threads=options.threads,
                                      gpus=options.gpus_per_run)
     resources: dict[str, float] = {"cpu": cpus} | ({"gpu": options.gpus_per_run} if options.gpus_per_run else {})
-    searcher, scheduler, teller = adapters(source, watch)
+    searcher, scheduler, looks = adapters(source, watch)
     return tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(search_alg=searcher, scheduler=scheduler, num_samples=100_000, max_concurrent_trials=options.jobs or None,
                                     reuse_actors=True),
-        run_config=tune.RunConfig(name="sweep", storage_path=str(scratch), verbose=0, callbacks=[teller],
+        run_config=tune.RunConfig(name="sweep", storage_path=str(scratch), verbose=0, callbacks=[looks],
                                   failure_config=tune.FailureConfig(max_failures=options.retries)))
 
 
@@ -200,7 +200,7 @@ def in_worker(config: dict[str, Any], *, recipe: Recipe, work: Work, plugins: tu
 
 
 def adapters(source: Source, watch: Watch) -> tuple[Any, Any, Any]:
-    """Ray Tune's searcher and scheduler in front of a source, and a callback that says what goes on."""
+    """Ray Tune's searcher and scheduler in front of a source, and a callback that looks whether to leave."""
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
@@ -228,7 +228,6 @@ def adapters(source: Source, watch: Watch) -> tuple[Any, Any, Any]:
             if error and store.read(number).status == "unfinished":
                 store.end(number, "failed", why=f"its process died {options.retries + 1} times")
             source.ended(number)
-            options.say(f"trial {number}: {store.read(number).status}")
 
         def save(self, checkpoint_path: str) -> None: ...      # a sweep goes on from its own record
 
@@ -241,13 +240,8 @@ def adapters(source: Source, watch: Watch) -> tuple[Any, Any, Any]:
             why = source.seen(result["number"], result["epoch"], json.loads(result["metrics"]))
             return TrialScheduler.STOP if why else TrialScheduler.CONTINUE
 
-    class Teller(tune.Callback):
+    class Looks(tune.Callback):
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
             watch.step()
 
-        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-            if result.get("epoch", -1) > 0:
-                shown = "  ".join(f"{k} {100 * v:.2f} %" for k, v in json.loads(result["metrics"]).items())
-                options.say(f"trial {result['number']}, epoch {result['epoch']}: {shown}")
-
-    return FromSource(), AsSourceSays(), Teller()
+    return FromSource(), AsSourceSays(), Looks()

@@ -86,7 +86,7 @@ def _parallel(trials: Sequence[Trial], result: Mapping[str, Any]) -> Any:
     scores = [t.score(metric) for t in shown]
     colour = ScalarMappable(Normalize(min(scores), max(max(scores), min(scores) + 1e-9)), cmap="viridis")
     axes = [Axis(path, one, [t.values[path] for t in shown]) for path, one in space.items()]
-    axes.append(Axis(metric, {"low": min(scores), "high": max(scores)}, scores))
+    axes.append(Axis(metric, {"low": min(scores), "high": max(scores)}, scores, percent=True))
     figure, plot = pyplot.subplots(figsize=(max(6.0, 1.9 * len(axes)), 4.5), constrained_layout=True)
     for t in sorted(shown, key=lambda t: t.score(metric)):
         heights = [a.height(v) for a, v in zip(axes, [*(t.values[p] for p in space), t.score(metric)], strict=True)]
@@ -95,18 +95,20 @@ def _parallel(trials: Sequence[Trial], result: Mapping[str, Any]) -> Any:
     for k, each in enumerate(axes):
         plot.axvline(k, color="0.3", linewidth=0.8)
         for value in each.ticks():
-            plot.annotate(each.label(value), (k, each.height(value)), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center", color="0.2")
+            plot.annotate(each.label(value), (k, each.height(value)), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center", color="0.2", zorder=5,
+                          bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85})
     plot.set_xticks(range(len(axes)), [a.name for a in axes], fontsize=8, rotation=12)
     plot.set_yticks([])
-    plot.set(ylim=(-0.05, 1.05), title=f"{result['sweep']}: {len(shown)} trials, {metric} on held-out images")
+    dashed = "; dashed: stopped at a rung" if any(t.status != "done" for t in shown) else ""
+    plot.set(ylim=(-0.05, 1.05), title=f"{result['sweep']}: {len(shown)} trials, {metric} on held-out images{dashed}")
     return figure
 
 
 class Axis:
     """One upright axis: heights in [0, 1], evenly in the logarithm of a logarithmic range, one step a choice."""
 
-    def __init__(self, name: str, one: Mapping[str, Any], values: Sequence[Any]):
-        self.name, self.log = name, bool(one.get("log"))
+    def __init__(self, name: str, one: Mapping[str, Any], values: Sequence[Any], percent: bool = False):
+        self.name, self.log, self.percent = name, bool(one.get("log")), percent
         self.choices = [quote(v) for v in one["choices"]] if "choices" in one else []
         if not self.choices:
             self.low, self.high = min([one["low"], *values]), max([one["high"], *values])
@@ -121,4 +123,6 @@ class Axis:
         return self.choices or [self.low, self.high]
 
     def label(self, value: Any) -> str:
+        if self.percent:
+            return f"{100 * value:.1f} %"
         return f"{value:.3g}" if isinstance(value, (int, float)) else str(value)[:24]

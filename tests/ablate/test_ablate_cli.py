@@ -76,6 +76,12 @@ def test_a_dry_run_writes_nothing(say, tmp_path) -> None:
     assert found["seconds"] > 0 and found["disk_bytes"] > 0 and found["passes"] > 0
 
 
+def test_a_dry_run_tunes_nothing(say, tmp_path, steps) -> None:
+    code, out, _ = say("--toggle", "late", "--seeds", "1", "--tune", "3", "--tune-epochs", "2", "--out", tmp_path / "runs", "--dry-run", *HERE)
+    assert code == 0 and not steps and not (tmp_path / "runs").exists()
+    assert "each of the 2 cells is tuned by 3 trials, 12 epochs in all" in " ".join(out.split())
+
+
 @pytest.mark.parametrize(("design", "names"), [("one-out", ["full", "-late", "-start", "-mean"]), ("one-in", ["none", "+late", "+start", "+mean", "full"])])
 def test_designs(say, tmp_path, design, names) -> None:
     code, out, _ = say("--toggle", "late,start,mean", "--design", design, "--seeds", "1", "--out", tmp_path, "--dry-run", "--json", *HERE)
@@ -114,7 +120,7 @@ def test_a_study(say, tmp_path, tiny, recipe) -> None:
 
 
 def test_slurm_is_a_script(say, tmp_path) -> None:
-    code, out, err = say("--toggle", "late", "--emit", "slurm", "--slurm", "gpus=2", "--slurm=time=3:00:00", "--seeds", "3")
+    code, out, err = say("--toggle", "late", "--emit", "slurm", "--gpus-per-run", "0.5", "--slurm", "gpus=2", "--slurm=time=3:00:00", "--seeds", "3")
     script = "".join(line for line in out.splitlines(True) if not line.startswith("# "))
     assert code == 0 and out.startswith("#!") and "#SBATCH --gpus" in out and "3:00:00" in out and "--emit" not in script and "--toggle late" in script and not err
     assert say("--emit", "pbs")[0] == 2 and say("--emit", "slurm", "--slurm", "gpu=2")[0] == 2 and say("--emit", "slurm", "--slurm", "gpus=two")[0] == 2

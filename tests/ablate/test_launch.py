@@ -263,6 +263,40 @@ def test_a_cluster_that_is_there(tmp_path, head):
     assert len({line["pid"] for line in journal}) == len(journal), "a process with a GPU did two tasks"
 
 
+def test_threads_are_the_cores_over_what_runs_at_once(monkeypatch):
+    """As many tasks as a cluster holds: with a quarter of a GPU each, four share the cores of this machine's GPU."""
+    import torch
+
+    from composer.ablate.drive import Options
+    from composer.ablate.planned import threads_of
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(32))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [threads_of(Options(jobs=j)) for j in (0, 1, 4, 64)] == [32, 32, 8, 1]
+    assert threads_of(Options(jobs=0, address="auto")) == 32 and threads_of(Options(jobs=0, address="auto", gpus_per_run=0.25)) == 4
+    assert threads_of(Options(jobs=0, address="auto", gpus_per_run=2.0)) == 32 and threads_of(Options(jobs=2, gpus_per_run=0.25)) == 16
+
+
+def test_workers_are_told_all_plugins_whoever_named_them(monkeypatch):
+    from composer.ablate.planned import plugins_named
+
+    monkeypatch.setattr("composer.plugins.for_workers", lambda: ("/a/one.py", "/b/two.py"))
+    assert plugins_named() == {"COMPOSER_PLUGINS": "/a/one.py" + os.pathsep + "/b/two.py"}
+    monkeypatch.setattr("composer.plugins.for_workers", lambda: ())
+    assert plugins_named() == {}
+
+
+def test_a_ray_that_comes_too_late_is_no_defect(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def late(**_):
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002  as Ray does
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(ComposerError, match="Ray does not start.*timed out"):
+        launch([task(tmp_path, "a")], WORK, options_of(tmp_path))
+
+
 @pytest.mark.parametrize(("address", "what"), [("127.0.0.1:9", "nothing answers there"), ("somewhere", "neither host:port"), ("ray://a:b", "neither host:port")])
 def test_an_address_where_no_cluster_is(tmp_path, monkeypatch, address, what):
     monkeypatch.setattr("composer.rayhost.ANSWER", 0.0)

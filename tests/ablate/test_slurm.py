@@ -32,7 +32,7 @@ def allocation(tmp_path):
         (folder / name).write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> "$LOGS/calls"\n{body}\n')
         (folder / name).chmod(0o755)
     script = tmp_path / "job.sh"
-    script.write_text(batch_script(["composer", "ablate", "my recipe.toml", "--toggle", "ema,margin"], SlurmOptions(bin=folder, nodes=3, gpus=4), tmp_path))
+    script.write_text(batch_script(["composer", "ablate", "my recipe.toml", "--toggle", "ema,margin", "--gpus-per-run", "0.5"], SlurmOptions(bin=folder, nodes=3, gpus=4), tmp_path))
     environment = {**os.environ, "LOGS": str(tmp_path), "SLURM_JOB_ID": "41234", "SLURM_JOB_NODELIST": "n[1-3]"}
     yield tmp_path, script, environment
 
@@ -68,12 +68,13 @@ def test_it_starts_ray_on_all_nodes_and_runs_the_command(allocation):
     folder, script, environment = allocation
     assert run(script, environment) == 0
     seen, address = calls(folder), "10.0.0.7:21234"
-    assert f"composer ablate my recipe.toml --toggle ema,margin --address {address}" in seen
+    command = f"composer ablate my recipe.toml --toggle ema,margin --gpus-per-run 0.5 --jobs 0 --address {address}"      # as many tasks as there are places
+    assert command in seen
     head = next(line for line in seen if "ray start --head" in line)
     assert "--nodelist=n1" in head and "--port=21234" in head and "--node-ip-address=10.0.0.7" in head and "--num-cpus=8 --num-gpus=4" in head
     rest = next(line for line in seen if f"ray start --address={address}" in line)
     assert "--nodes=2 --ntasks=2" in rest and "--exclude=n1" in rest and "--num-gpus=4" in rest
-    assert seen.index(f"ray status --address={address}") < seen.index(f"composer ablate my recipe.toml --toggle ema,margin --address {address}")
+    assert seen.index(f"ray status --address={address}") < seen.index(command)
     assert not any("requeue" in line for line in seen)
 
 
@@ -106,6 +107,7 @@ def test_no_ray_no_command(allocation):
 
 @pytest.mark.parametrize(("command", "options", "what"), [
     (["composer", "--jobs=2"], {}, "--jobs"), (["composer", "--address", "auto"], {}, "--address"), (["composer"], {"nodes": 0}, "nodes = 0"),
+    (["composer"], {"gpus": 4}, "--gpus-per-run"),
     (["composer"], {"job": "a\nrm -rf x"}, "line end")])
 def test_what_makes_no_script(command, options, what):
     with pytest.raises(ComposerError, match=what):
