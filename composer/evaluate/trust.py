@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from composer.evaluate.results import Measured
-from composer.evaluate.trust_probe import Probe, probe
+from composer.evaluate.trust_probe import PLAIN, Probe, probe
 from composer.options import plain
 from composer.shapes import Tensor
 
@@ -58,6 +58,11 @@ class Verdict:
         return self.use == "cw" or self.use == "pgd" and getattr(loss, "use", loss) in MARGINS
 
     @property
+    def of_no_scale(self) -> bool:
+        """Multiplying all logits by a number changes nothing of what it finds: it climbs their differences or the ratio of two."""
+        return self.of_margin or self.use == "apgd_t" or self.use == "aa" and self.options.get("version") != "custom"
+
+    @property
     def threat(self) -> tuple[str, str]:
         return str(plain(self.options.get("norm"))), repr(self.options.get("eps"))
 
@@ -65,7 +70,7 @@ class Verdict:
 def judge_trust(verdicts: list[Verdict], seen: Probe) -> dict[str, Any]:
     """{"ok": bool, "flags": [str]}: one sentence with its numbers for every reason found."""
     attacks = [v for v in verdicts if v.attack]
-    flags = _model_flags(seen) + _clean_flags(verdicts, attacks, seen.classes)
+    flags = _model_flags(seen, any(v.of_no_scale for v in attacks)) + _clean_flags(verdicts, attacks, seen.classes)
     for v in attacks:
         flags += _zero_flags(v) + (_autoattack_flags(v, attacks) if v.use == "aa" else [])
     flags += [flag for one in attacks for other in attacks for flag in _effort_flags(one, other) + _blind_flags(one, other) + _pair_flags(one, other)]
@@ -87,7 +92,7 @@ def excess(strong: Tensor, weak: Tensor) -> tuple[int, int, bool]:
     return more, less, _more(more, less)
 
 
-def _model_flags(seen: Probe) -> list[str]:
+def _model_flags(seen: Probe, of_no_scale: bool) -> list[str]:
     found = []
     if seen.changes:
         found.append("the model answers the same images differently twice: a randomised model needs attacks that average over its noise")
@@ -97,16 +102,19 @@ def _model_flags(seen: Probe) -> list[str]:
         found.append("the outputs look like probabilities, not logits: losses on logits then have nearly flat gradients")
     if seen.company:
         found.append("the answer to an image depends on the images beside it: batch norm in train mode, or a model that keeps a state")
-    return found + _attacked_flags(seen) + _normalised_flags(seen)
+    return found + _attacked_flags(seen, of_no_scale) + _normalised_flags(seen)
 
 
-def _attacked_flags(seen: Probe) -> list[str]:
+def _attacked_flags(seen: Probe, of_no_scale: bool) -> list[str]:
+    """Small logits (cosine heads, unsure networks) are no doubt where an attack that knows no scale was run: cross entropy climbs badly there, and
+    if it stays far above the other the pairs tell. Large ones are: gradients that have vanished are nobody's."""
     found = []
+    small = seen.lead is not None and seen.lead < PLAIN[0]
     if seen.large and seen.large[0] > max(1, REACHED * seen.large[1]):
         found.append(f"{seen.large[0]} of {seen.large[1]} images stand an attack of radius 1, which can reach any image: its gradients lead nowhere")
-    if seen.rescaled and _more(*seen.rescaled):
+    if seen.rescaled and not (small and of_no_scale) and _more(*seen.rescaled):
         found.append(f"the logits' scale hides gradients (median lead {seen.lead:.3g}): one short attack breaks {seen.rescaled[0]} images only on rescaled "
-                     f"logits, {seen.rescaled[1]} only on the logits as they are; attack rescaled logits")
+                     f"logits, {seen.rescaled[1]} only on the logits as they are; attack rescaled logits, or add cw or aa")
     return found
 
 

@@ -58,6 +58,18 @@ def test_what_was_seen_of_the_model(seen, words):
     assert any(words in flag for flag in found) if words else found == []
 
 
+def test_an_attack_without_a_scale_answers_the_doubt_of_the_scale():
+    """Cosine heads and unsure networks have small logits: cross entropy climbs badly there, differences of logits do not."""
+    seen = Probe(10, False, True, False, rescaled=(9, 1), lead=0.2)
+    ce, margin = Ref("loss", "ce"), Ref("loss", "margin")
+    for other in (verdict("aa", 100), verdict("apgd_t", 100), verdict("cw", 100, steps=20), verdict("pgd", 100, "m", steps=20, loss=margin)):
+        assert said(verdict("pgd", 101, "p", steps=20, loss=ce), other, seen=seen) == [], other.use
+    for other in (verdict("aa", 100, version="custom"), verdict("pgd", 100, "q", steps=20, loss=ce), verdict("square", 102, blind=True)):
+        assert any("rescaled" in flag for flag in said(verdict("pgd", 101, "p", steps=20, loss=ce), other, seen=seen)), other.use
+    saturated = Probe(10, False, True, False, rescaled=(9, 1), lead=400.0)
+    assert any("rescaled" in flag for flag in said(verdict("aa", 100), seen=saturated))
+
+
 def test_time_left():
     names = ["apgd-ce", "apgd-t"]
     assert seconds_left({"apgd-ce": 2.0}, {"apgd-ce": 10}, names, "apgd-ce", 5, 8) == pytest.approx(5 * 0.2 + 8 * 0.2 * 9)
