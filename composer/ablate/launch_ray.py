@@ -33,6 +33,7 @@ POLL = 0.5                      # seconds between two looks at progress files
 PLACES = 15.0                   # seconds between two looks at the size of a cluster
 JOIN = 120.0                    # seconds that a cluster has to show a place for the first task
 QUICK = 0.1                     # seconds: tasks shorter than this queue inside Ray, where the way to the driver and back costs more than they do
+LATE = "timed out during startup"        # Ray's words
 QUEUE = 16                      # that many a place
 # No statistics sent; no copy of the project where the driver was begun by `uv run`; no GPU for a task that asked for none; and no remarks of
 # Ray's on lost workers, which would go to stdout: the board tells of those. Workers as eager as a run without Ray.
@@ -88,12 +89,23 @@ def _start(ray: Any, options: LaunchOptions, folder: Path | None) -> None:
             ray.init(address=options.address, **common)
             return
         with apart_from_our_signals():
-            ray.init(address="local", num_cpus=max(1, round(options.jobs * options.cores)), num_gpus=None if options.gpus_per_run else 0,
-                     include_dashboard=False, object_store_memory=OBJECTS, _temp_dir=str(folder), **common)
+            _twice(ray, {"address": "local", "num_cpus": max(1, round(options.jobs * options.cores)), "num_gpus": None if options.gpus_per_run else 0,
+                         "include_dashboard": False, "object_store_memory": OBJECTS, "_temp_dir": str(folder), **common})
     except Exception as error:  # noqa: BLE001  on a machine that is too busy Ray raises bare ones
         where = f"--address {options.address}" if options.address else f"--jobs {options.jobs}"
         raise ComposerError(f"Ray does not start: {error}", where=where, fix="--jobs 0 works without Ray" if not options.address else
                             "check that the cluster is up, with this Python and this version of Ray") from None
+
+
+def _twice(ray: Any, given: Mapping[str, Any]) -> None:
+    """Ray gives its servers half a minute to start; on a machine that is very busy they may need a second try. Errors: Ray's."""
+    try:
+        ray.init(**given)
+    except Exception as error:
+        if LATE not in str(error):
+            raise
+        ray.shutdown()
+        ray.init(**given)
 
 
 def places(resources: Mapping[str, float], options: LaunchOptions) -> int:

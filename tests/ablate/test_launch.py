@@ -289,12 +289,16 @@ def test_workers_are_told_all_plugins_whoever_named_them(monkeypatch):
 def test_a_ray_that_comes_too_late_is_no_defect(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
 
+    tries = []
+
     def late(**_):
+        tries.append(1)
         raise Exception("The current node timed out during startup.")  # noqa: TRY002  as Ray does
 
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(ComposerError, match="Ray does not start.*timed out"):
         launch([task(tmp_path, "a")], WORK, options_of(tmp_path))
+    assert len(tries) == 2, "a busy machine gets a second try"
 
 
 @pytest.mark.parametrize(("address", "what"), [("127.0.0.1:9", "nothing answers there"), ("somewhere", "neither host:port"), ("ray://a:b", "neither host:port")])
