@@ -73,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as empty:
         os.environ[CACHE] = given.cache or empty
         found = measure(given.recipe, given.net, given.batch, given.rounds)
-        print(json.dumps(found) if given.json else text(found, "full" if given.cache else "empty"), flush=True)
+        print(json.dumps(found) if given.json else text(found, "full" if given.cache else "empty"), file=sys.stdout, flush=True)
         if not given.cache:
             more = ["--json"] if given.json else []
             subprocess.run([sys.executable, "-m", "composer.bench.compiling", given.recipe, given.net, "--batch", str(given.batch), "--rounds", "0",
