@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from composer.engine.backend_lower import compiled
-from composer.engine.backend_program import Program, Refused, watched
+from composer.engine.backend_program import Program, Refused
 from composer.engine.climb import Env, Op
 from composer.engine.step import Executor
 from composer.engine.trained import networks
@@ -202,7 +202,10 @@ class CompiledExecutor(FoldedExecutor):
 
 
 class Ready(torch.autograd.Function):
-    """A loss whose parameter gradients are known: its backward hands them out."""
+    """A loss whose parameter gradients are known: its backward hands them out, once; autograd copies those that others hold too.
+
+    On a CPU, where a look costs nothing, they are not multiplied by one: that would cost what compiling saves.
+    """
 
     @staticmethod
     def forward(ctx: Any, total: Tensor, grads: list[Tensor | None], *parameters: Tensor) -> Tensor:
@@ -211,9 +214,12 @@ class Ready(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, by: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        held = [g for g in ctx.grads if g is not None]
+        grads, ctx.grads = ctx.grads, None
+        if by.device.type == "cpu" and by.dtype in (torch.float32, torch.float64) and by.numpy() == 1.0:
+            return None, None, *grads
+        held = [g for g in grads if g is not None]
         scaled = iter(torch._foreach_mul(held, by)) if held else iter(())
-        return None, None, *(None if g is None else next(scaled) for g in ctx.grads)
+        return None, None, *(None if g is None else next(scaled) for g in grads)
 
 
 def flatten(env: Env) -> tuple[list[Any], list[Tensor], Env]:
@@ -240,6 +246,3 @@ def unflatten(names: list[Any], rest: Env, tensors: tuple[Tensor, ...]) -> Env:
         else:
             env.setdefault(key, {})[name] = tensor
     return env
-
-
-__all__ = ["CompiledExecutor", "FoldedExecutor", "watched"]
