@@ -25,7 +25,7 @@ from composer.plan.types import Cost, Plan
 NAMES = ("eager", "folded", "compiled", "graph", "compiled-graph")
 LEGAL = ("auto", *NAMES)
 FLOPS_PER_SECOND = 1.2e11        # of one core in training, for the rule of `auto`
-SECONDS_PER_PROGRAM, SECONDS_PER_PASS = 10.0, 0.1       # of compiling, measured on such a core
+SECONDS_PER_PROGRAM, SECONDS_PER_PASS = 8.0, 0.07      # of compiling, measured on such a core
 GAIN = 0.03                      # what compiling saves of the arithmetic it compiles, on a CPU
 
 
@@ -110,7 +110,7 @@ def resolve(asked: str, device: torch.device, work: Callable[[], Work], where: s
     """The backend that is meant. The rule of `auto`, which looks at nothing that a second sitting of the same run might find otherwise:
 
     CUDA   graph, where steps can be recorded; else eager
-    CPU    compiled, where 3 % of the arithmetic in its programs at 120 GFLOP/s is more than compiling takes (10 s a program and 0.1 s for each
+    CPU    compiled, where 3 % of the arithmetic in its programs at 120 GFLOP/s is more than compiling takes (8 s a program and 0.07 s for each
            pass of a layer in it); else folded, where an attack meets convolutions; else eager
 
     Errors: ComposerError where the name is none, or the machine lacks what it needs.
