@@ -58,26 +58,45 @@ def reference(net, x, y, start, norm, kind):
     return path
 
 
+class Exact(Judge):
+    """A judge whose logits stay in float64."""
+
+    def raw(self, x):
+        return self.model(x)
+
+
+def iterates(judge, net, x, y, norm, kind):
+    """(composer's iterate, the formula's) after each number of steps."""
+    rows, draws = torch.arange(len(y)), Draws(3, "a")
+    loss = Ref("loss", "cw", {"confidence": 50.0}) if kind == "cw" else Ref("loss", "ce", {})
+    uniform = kind != "fgsm" and norm == "linf"
+    start = project(x, x + EPS[norm] * (2 * draws.rows("uniform", "0", rows, x) - 1), norm, EPS[norm]) if uniform else x
+    for steps, want in enumerate(reference(net, x, y, start, norm, kind), 1):
+        options = {"step": EPS[norm]} if kind == "fgsm" else {"step": STEP[norm], "steps": steps, **({"mu": 1.0} if kind == "mim" else {})}
+        attack = Attack({"cw": "pgd"}.get(kind, kind), loss, EPS[norm], Ref("ball", norm, {}), Ref("start", "uniform" if uniform else "zero", {}), options)
+        yield attack_points(attack, judge, x, y, rows, draws, climb=Climb(judge, x, y, loss)), want
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", ["pgd", "cw", "mim", "fgsm"])
 def test_every_iterate_is_that_of_the_paper(trained, digits, norm, kind):
+    """The attacks as they run, but in float64: every pixel of every image."""
+    net, x, y = copy.deepcopy(trained).double(), digits["test"][0][:60].double(), digits["test"][1][:60]
+    with undisturbed(net) as plain:
+        for got, want in iterates(Exact(plain.model), net, x, y, norm, kind):
+            assert got.dtype == torch.float64
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", ["pgd", "cw", "mim", "fgsm"])
+def test_in_float32_they_are_the_same_but_where_a_sign_tips(trained, digits, norm, kind):
     x, y = digits["test"]
     unsure = nn.functional.cross_entropy(trained(x), y, reduction="none") > 0.05     # where p_y is near 1, float32 knows the direction to two digits only
-    x, y = x[unsure][:60], y[unsure][:60]
-    rows = torch.arange(len(y))
-    inner = {"cw": "pgd"}.get(kind, kind)
-    loss = Ref("loss", "cw", {"confidence": 50.0}) if kind == "cw" else Ref("loss", "ce", {})
-    draws = Draws(3, "a")
     with undisturbed(trained) as judge:
-        start = x if kind == "fgsm" else project(x, x + EPS[norm] * (2 * draws.rows("uniform", "0", rows, x) - 1), norm, EPS[norm]) if norm == "linf" else x
-        path = reference(trained, x, y, start, norm, kind)
-        for steps, want in enumerate(path, 1):
-            options = {"step": EPS[norm]} if kind == "fgsm" else {"step": STEP[norm], "steps": steps, **({"mu": 1.0} if kind == "mim" else {})}
-            begin = Ref("start", "uniform" if kind != "fgsm" and norm == "linf" else "zero", {})
-            attack = Attack(inner, loss, EPS[norm], Ref("ball", norm, {}), begin, options)
-            got = attack_points(attack, judge, x, y, rows, draws, climb=Climb(judge, x, y, loss)).double()
-            close = (got - want).abs().amax((1, 2, 3)) < 1e-4
-            assert float(close.double().mean()) >= (0.95 if norm == "linf" else 1.0), (steps, (got - want).abs().amax((1, 2, 3)).topk(5))   # a sign may tip by rounding
+        for got, want in iterates(judge, trained, x[unsure][:60], y[unsure][:60], norm, kind):
+            close = (got.double() - want).abs().amax((1, 2, 3)) < 1e-4
+            assert float(close.double().mean()) >= (0.95 if norm == "linf" else 1.0), (got - want).abs().amax((1, 2, 3)).topk(5)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
