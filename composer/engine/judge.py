@@ -210,7 +210,7 @@ def judge(session: Session, weights: dict[str, Tensor], *, full: bool, progress:
     folder, subject = evaluation_folder(session, weights)
     model = plain_model(session, weights)
     return evaluate(model, x.to(session.device), y.to(session.device), measures, threat=recipe.threat, seed=session.seed, store=folder,
-                    batch_size=batch_of(session), progress=progress, subject_digest=subject, run=Facts(session, weights))
+                    batch_size=batch_of(session), progress=progress, subject_digest=subject, run=Facts(session, weights), as_trained=True)
 
 
 def _short(value: Any) -> str:

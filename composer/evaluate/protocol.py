@@ -29,7 +29,7 @@ PROBED = 100        # images that the trust checks ask about, at least: a batch 
 
 def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: Sequence[MeasureSpec], *, threat: Threat, seed: int,
              store: Path | str | None = None, batch_size: int = 250, progress: Progress | None = None,
-             subject_digest: str = "", run: Run | None = None) -> Evaluation:
+             subject_digest: str = "", run: Run | None = None, as_trained: bool = False) -> Evaluation:
     """Run the measures on the first n images each asks for.
 
     model     images [N,C,H,W] -> float32 logits [N,K]; a module is put into eval mode for the time and left as it was
@@ -41,6 +41,7 @@ def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: 
               is one, the seconds it will still take
     subject_digest  of weights, model and judged output, if the caller knows it: enters the keys of the stored results
     run       what is known of the run that made the model; measures of other images than x, of radii or of times need it
+    as_trained  the model is given its images as in training: no trust check guesses at their normalisation
 
     Errors: ComposerError for images outside [0,1], doubled names, unknown options, a measure whose library or run is missing.
     """
@@ -66,7 +67,7 @@ def evaluate(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, measures: 
             verdicts.append(Verdict(spec.name, spec.use, options, result, primitive.flags))
     return Evaluation(
         metrics={v.name: v.result.metric for v in verdicts}, n={v.name: len(v.result.counted) for v in verdicts},
-        flags={v.name: v.result.values for v in verdicts}, trust=judge_trust(verdicts, seen), seconds=time.perf_counter() - began,
+        flags={v.name: v.result.values for v in verdicts}, trust=judge_trust(verdicts, seen, as_trained), seconds=time.perf_counter() - began,
         details={v.name: v.result.details for v in verdicts}, units={v.name: v.unit for v in verdicts if v.unit},
         extra={v.name: v.result.extra for v in verdicts}, seen=seen.record())
 

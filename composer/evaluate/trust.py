@@ -67,10 +67,11 @@ class Verdict:
         return str(plain(self.options.get("norm"))), repr(self.options.get("eps"))
 
 
-def judge_trust(verdicts: list[Verdict], seen: Probe) -> dict[str, Any]:
-    """{"ok": bool, "flags": [str]}: one sentence with its numbers for every reason found."""
+def judge_trust(verdicts: list[Verdict], seen: Probe, as_trained: bool = False) -> dict[str, Any]:
+    """{"ok": bool, "flags": [str]}: one sentence with its numbers for every reason found. A model that is given its images as in training cannot have
+    them normalised wrongly, however it answers others."""
     attacks = [v for v in verdicts if v.attack]
-    flags = _model_flags(seen, any(v.of_no_scale for v in attacks)) + _clean_flags(verdicts, attacks, seen.classes)
+    flags = _model_flags(seen, any(v.of_no_scale for v in attacks)) + ([] if as_trained else _normalised_flags(seen)) + _clean_flags(verdicts, attacks, seen.classes)
     for v in attacks:
         flags += _zero_flags(v) + (_autoattack_flags(v, attacks) if v.use == "aa" else [])
     flags += [flag for one in attacks for other in attacks for flag in _effort_flags(one, other) + _blind_flags(one, other) + _pair_flags(one, other)]
@@ -102,7 +103,7 @@ def _model_flags(seen: Probe, of_no_scale: bool) -> list[str]:
         found.append("the outputs look like probabilities, not logits: losses on logits then have nearly flat gradients")
     if seen.company:
         found.append("the answer to an image depends on the images beside it: batch norm in train mode, or a model that keeps a state")
-    return found + _attacked_flags(seen, of_no_scale) + _normalised_flags(seen)
+    return found + _attacked_flags(seen, of_no_scale)
 
 
 def _attacked_flags(seen: Probe, of_no_scale: bool) -> list[str]:

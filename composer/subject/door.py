@@ -118,7 +118,8 @@ def attack(subject: Subject, bench: Bench, asked: Asked, measures: list[Any]) ->
     x, y = bench.x.to(device), bench.y.to(device)
     with Live(1, 1, f"judging {subject.name}", quiet=asked.settings.quiet) as live:
         return judge(subject.model, x, y, measures, threat=bench.recipe.threat, seed=subject.seed, store=folder(subject, bench, asked.settings),
-                     batch_size=words.batch_of(subject.model, asked), progress=live.progress, subject_digest=subject.digest, run=run)
+                     batch_size=words.batch_of(subject.model, asked), progress=live.progress, subject_digest=subject.digest, run=run,
+                     as_trained=subject.kind in ("run", "checkpoint"))
 
 
 def folder(subject: Subject, bench: Bench, settings: Settings) -> Path:

@@ -124,6 +124,14 @@ def test_normalisation(normalising, digits, before, words):
     assert any(words in one for one in told) if words else not told, (told, found)
 
 
+def test_a_model_that_was_trained_so_is_not_accused(normalising, digits):
+    """A composer run sees its images as in training, whatever else its weights would answer better."""
+    from composer.evaluate.trust import judge_trust
+
+    found = probe_of(Wrapped(normalising, before=lambda x: normalise(normalise(x))), digits)
+    assert judge_trust([], found)["flags"] and judge_trust([], found, as_trained=True) == {"ok": True, "flags": []}
+
+
 def test_a_missing_normalisation_that_costs_accuracy_is_told(normalising, digits):
     dim = Wrapped(normalising, before=lambda x: x - 1.0)                   # as given, the model is off by one; normalised, off by far less
     found = probe_of(dim, digits)
