@@ -273,6 +273,23 @@ def test_soft_ce_of_a_one_hot_label_is_ce(batch):
     torch.testing.assert_close(losses.soft_ce(z, hot), losses.ce(z, y), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [600, 60])
+def test_ce_of_many_rows_and_its_two_derivatives_are_the_formula(rows):
+    """-z_y + log sum_k exp z_k, slope p - onehot, curvature diag(p) - p p^T; also of rows that no single precision bears."""
+    g = torch.Generator().manual_seed(4)
+    z = (3 * torch.randn(rows, K, generator=g, dtype=torch.float64)).requires_grad_()
+    y, v = torch.randint(0, K, (rows,), generator=g), torch.randn(rows, K, generator=g, dtype=torch.float64)
+    (slope,) = torch.autograd.grad(losses.ce(z, y).sum(), z, create_graph=True)
+    (curved,) = torch.autograd.grad((slope * v).sum(), z)
+    p = torch.tensor(softmax(z.detach().numpy(), axis=1))
+    want = torch.tensor(logsumexp(z.detach().numpy(), axis=1)) - z.detach()[torch.arange(rows), y]
+    torch.testing.assert_close(losses.ce(z, y).detach(), want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope.detach(), p - torch.nn.functional.one_hot(y, K), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(curved, p * v - p * (p * v).sum(1, keepdim=True), rtol=1e-12, atol=1e-12)
+    far = torch.tensor([[500.0, -500.0, 0.0]]).repeat(rows, 1)
+    assert losses.ce(far, torch.ones(rows, dtype=torch.int64)).eq(1000).all()
+
+
 def test_dlr_is_free_of_shift_and_scale_and_says_what_two_classes_lack(batch):
     z, _, y = batch
     torch.testing.assert_close(losses.dlr(5 * z + 2, y), losses.dlr(z, y), rtol=1e-9, atol=1e-9)
