@@ -17,6 +17,7 @@ SQUARE_SHARE = 0.01     # images that only the query attack of AutoAttack broke
 SEVERAL = 10            # steps from which a gradient attack should beat one that sees no gradient
 CE_GAP = 0.10           # APGD on cross entropy above APGD on DLR or AutoAttack: the loss stops pulling before the boundary
 CW_GAP = 0.10           # the margin attack below PGD: the method has made cross entropy hard to climb, as re-weighting methods do
+SHOWS = 40              # images on which such a gap is more than noise: 4 / CW_GAP
 REACHED = 0.1           # of a few images, still correct where every image is within reach
 WIDE = (2.0, 20.0)      # standard deviation of pixels normalised twice; a network that counts in 0 to 255 lies above
 NORMALISED = 0.05       # accuracy gained by undoing a normalisation, or by adding one
@@ -53,14 +54,24 @@ class Verdict:
 
     @property
     def of_margin(self) -> bool:
-        """It climbs differences of logits: `cw`, or pgd on such a loss, as papers also have it."""
+        """It climbs differences of logits: `cw`, or another on such a loss, as papers also have it."""
         loss = self.options.get("loss")
-        return self.use == "cw" or self.use == "pgd" and getattr(loss, "use", loss) in MARGINS
+        return self.use == "cw" or getattr(loss, "use", loss) in MARGINS
 
     @property
     def of_no_scale(self) -> bool:
         """Multiplying all logits by a number changes nothing of what it finds: it climbs their differences or the ratio of two."""
         return self.of_margin or self.use == "apgd_t" or self.use == "aa" and self.options.get("version") != "custom"
+
+    @property
+    def of_scale(self) -> bool:
+        """It climbs a loss on this model that flattens where logits are small, as cross entropy does."""
+        return not (self.of_no_scale or self.blind or self.use == "fab" or self.flags.get("transfer"))
+
+    def answers(self, other: Verdict) -> bool:
+        """It knows no scale, and would show that `other` has climbed badly: one threat, steps enough, images enough."""
+        steps, images = min(other.options.get("steps", 1), SEVERAL), min(len(other.result.values), SHOWS)
+        return self.of_no_scale and self.threat == other.threat and self.options.get("steps", SEVERAL) >= steps and len(self.result.values) >= images
 
     @property
     def threat(self) -> tuple[str, str]:
@@ -70,11 +81,11 @@ class Verdict:
 def judge_trust(verdicts: list[Verdict], seen: Probe, as_trained: bool = False) -> dict[str, Any]:
     """{"ok": bool, "flags": [str]}: one sentence with its numbers for every reason found. A model that is given its images as in training cannot have
     them normalised wrongly, however it answers others."""
-    attacks = [v for v in verdicts if v.attack]
-    flags = _model_flags(seen, any(v.of_no_scale for v in attacks)) + ([] if as_trained else _normalised_flags(seen)) + _clean_flags(verdicts, attacks, seen.classes)
+    attacks, small = [v for v in verdicts if v.attack], seen.lead is not None and seen.lead < PLAIN[0]
+    flags = _model_flags(seen, small and _answered(attacks)) + ([] if as_trained else _normalised_flags(seen)) + _clean_flags(verdicts, attacks, seen.classes)
     for v in attacks:
-        flags += _zero_flags(v) + (_autoattack_flags(v, attacks) if v.use == "aa" else [])
-    flags += [flag for one in attacks for other in attacks for flag in _effort_flags(one, other) + _blind_flags(one, other) + _pair_flags(one, other)]
+        flags += _zero_flags(v) + (_autoattack_flags(v, attacks, small) if v.use == "aa" else [])
+    flags += [flag for one in attacks for other in attacks for flag in _effort_flags(one, other) + _blind_flags(one, other) + _pair_flags(one, other, small)]
     return {"ok": not flags, "flags": flags}
 
 
@@ -93,7 +104,12 @@ def excess(strong: Tensor, weak: Tensor) -> tuple[int, int, bool]:
     return more, less, _more(more, less)
 
 
-def _model_flags(seen: Probe, of_no_scale: bool) -> list[str]:
+def _answered(attacks: list[Verdict]) -> bool:
+    """Whether every attack that knows the logits' scale has one beside it that does not."""
+    return any(v.of_no_scale for v in attacks) and all(any(v.answers(one) for v in attacks) for one in attacks if one.of_scale)
+
+
+def _model_flags(seen: Probe, answered: bool) -> list[str]:
     found = []
     if seen.changes:
         found.append("the model answers the same images differently twice: a randomised model needs attacks that average over its noise")
@@ -103,17 +119,16 @@ def _model_flags(seen: Probe, of_no_scale: bool) -> list[str]:
         found.append("the outputs look like probabilities, not logits: losses on logits then have nearly flat gradients")
     if seen.company:
         found.append("the answer to an image depends on the images beside it: batch norm in train mode, or a model that keeps a state")
-    return found + _attacked_flags(seen, of_no_scale)
+    return found + _attacked_flags(seen, answered)
 
 
-def _attacked_flags(seen: Probe, of_no_scale: bool) -> list[str]:
-    """Small logits (cosine heads, unsure networks) are no doubt where an attack that knows no scale was run: cross entropy climbs badly there, and
-    if it stays far above the other the pairs tell. Large ones are: gradients that have vanished are nobody's."""
+def _attacked_flags(seen: Probe, answered: bool) -> list[str]:
+    """Small logits (cosine heads, unsure networks) are no doubt where attacks that know no scale were run beside the others (`answered`): cross entropy
+    climbs badly there, and if it stays far above them the pairs tell. Large ones are: gradients that have vanished are nobody's."""
     found = []
-    small = seen.lead is not None and seen.lead < PLAIN[0]
     if seen.large and seen.large[0] > max(1, REACHED * seen.large[1]):
         found.append(f"{seen.large[0]} of {seen.large[1]} images stand an attack of radius 1, which can reach any image: its gradients lead nowhere")
-    if seen.rescaled and not (small and of_no_scale) and _more(*seen.rescaled):
+    if seen.rescaled and not answered and _more(*seen.rescaled):
         found.append(f"the logits' scale hides gradients (median lead {seen.lead:.3g}): one short attack breaks {seen.rescaled[0]} images only on rescaled "
                      f"logits, {seen.rescaled[1]} only on the logits as they are; attack rescaled logits, or add cw or aa")
     return found
@@ -160,7 +175,7 @@ def _zero_flags(v: Verdict) -> list[str]:
     return [f"{v.name}: the input gradient is exactly zero on {share:.1%} of the attacked images"] if share > ZERO_SHARE else []
 
 
-def _autoattack_flags(aa: Verdict, attacks: list[Verdict]) -> list[str]:
+def _autoattack_flags(aa: Verdict, attacks: list[Verdict], small: bool) -> list[str]:
     found, details = [], aa.result.details
     rivals = [v for v in attacks if v.use != "aa" and v.threat == aa.threat]
     for v in rivals:
@@ -169,7 +184,7 @@ def _autoattack_flags(aa: Verdict, attacks: list[Verdict]) -> list[str]:
             found.append(f"{aa.name} is weaker than {v.name}: {more} images stand only under {aa.name}, {less} only under {v.name}")
         n = min(len(v.result.values), len(aa.result.values))
         gap = (less - more) / n if n else 0.0
-        if gap > (CE_GAP if v.use == "apgd_ce" else MASKED_GAP) and v.options.get("steps", 0) >= SEVERAL and not v.blind:
+        if gap > (CE_GAP if v.use == "apgd_ce" else MASKED_GAP) and (small or v.options.get("steps", 0) >= SEVERAL) and not v.blind:
             found.append(f"{v.name} is {100 * gap:.1f} points above {aa.name} on the same images: it overstates robustness here (masked gradients, or "
                          f"a loss that cross entropy cannot attack well); quote {aa.name}")
     n, after = len(aa.result.values), details.get("robust_after", {})
@@ -186,8 +201,9 @@ def _autoattack_flags(aa: Verdict, attacks: list[Verdict]) -> list[str]:
     return found
 
 
-def _pair_flags(one: Verdict, other: Verdict) -> list[str]:
-    """Two attacks at one threat, `one` leaving many more images than `other`."""
+def _pair_flags(one: Verdict, other: Verdict, small: bool) -> list[str]:
+    """Two attacks at one threat, `one` leaving many more images than `other`. Where logits are small, any attack that knows their scale may climb badly,
+    and steps are no excuse; elsewhere fewer steps are weaker anyway."""
     if one.threat != other.threat:
         return []
     more, less, real = excess(one.result.values, other.result.values)
@@ -197,7 +213,9 @@ def _pair_flags(one: Verdict, other: Verdict) -> list[str]:
         return []
     if (one.use, other.use) == ("apgd_ce", "apgd_t") and points > 100 * CE_GAP:
         return [f"{one.name} is {points:.1f} points above {other.name} on the same images: cross entropy does not find the way; quote the lower"]
-    if one.use == "pgd" and not one.of_margin and other.of_margin and one.options.get("steps", 0) >= other.options.get("steps", 0) and points > 100 * CW_GAP:
+    climbs_badly = small and one.of_scale and other.of_no_scale and other.use != "aa"
+    margin_lower = one.use == "pgd" and not one.of_margin and other.of_margin and one.options.get("steps", 0) >= other.options.get("steps", 0)
+    if (climbs_badly or margin_lower) and points > 100 * CW_GAP:
         return [f"{other.name} is {points:.1f} points below {one.name} on the same images: {one.name} overstates robustness; quote AutoAttack"]
     if other.flags.get("transfer") and not (one.flags.get("transfer") or one.blind):
         return [(f"{other.name}, made on another model, is stronger than {one.name}: {more} images stand only under {one.name}, {less} only under "

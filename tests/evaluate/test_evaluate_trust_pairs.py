@@ -70,6 +70,25 @@ def test_an_attack_without_a_scale_answers_the_doubt_of_the_scale():
     assert any("rescaled" in flag for flag in said(verdict("aa", 100), seen=saturated))
 
 
+@pytest.mark.parametrize(("one", "other", "words"), [
+    (verdict("pgd", 150, steps=20), verdict("cw", 100, steps=30), "cw is 25.0 points below pgd"),                   # more steps are no excuse there
+    (verdict("mim", 150, steps=20), verdict("cw", 100, steps=20), "cw is 25.0 points below mim"),
+    (verdict("fgsm", 150), verdict("apgd_t", 100, steps=100), "apgd_t is 25.0 points below fgsm"),
+    (verdict("pgd", 150, steps=5), verdict("aa", 100), "overstates robustness"),
+    (verdict("pgd", 150, steps=20), verdict("cw", 100, steps=20, norm=Ref("ball", "l2")), "logits' scale"),          # another ball
+    (verdict("pgd", 150, steps=20), verdict("cw", 100, steps=20, eps=0.2), "logits' scale"),                        # another radius
+    (verdict("pgd", 150, steps=20), verdict("cw", 180, steps=1), "logits' scale"),                                  # too weak to show anything
+    (verdict("pgd", 150, steps=20), verdict("aa", 8, n=10), "logits' scale"),                                       # too few images
+    (verdict("pgd", 105, steps=20), verdict("cw", 100, steps=30), ""),
+    (verdict("pgd", 105, steps=20), verdict("aa", 47, n=50), ""),
+    (verdict("pgd", 105, steps=20), verdict("mim", 100, steps=20, loss=Ref("loss", "margin")), ""),
+])
+def test_small_logits_leave_no_attack_that_knows_their_scale_unchecked(one, other, words):
+    seen = Probe(10, False, True, False, rescaled=(20, 0), lead=0.1)
+    for found in (said(one, other, seen=seen), said(other, one, seen=seen)):
+        assert any(words in flag for flag in found) if words else found == [], found
+
+
 def test_time_left():
     names = ["apgd-ce", "apgd-t"]
     assert seconds_left({"apgd-ce": 2.0}, {"apgd-ce": 10}, names, "apgd-ce", 5, 8) == pytest.approx(5 * 0.2 + 8 * 0.2 * 9)
