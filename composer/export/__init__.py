@@ -30,6 +30,7 @@ def export(asked: Any, kinds: Sequence[str], folder: Path) -> dict[str, Any]:
     subject, bench = find(asked)
     if subject.kind not in ("run", "checkpoint"):
         probe(subject, bench, asked)
+    folder = folder.absolute()
     card, files = write_card(subject, bench, asked, folder)
     if "onnx" in kinds:
         files.append(write_onnx(subject, bench, folder))
