@@ -9,7 +9,7 @@ from pathlib import Path
 
 from composer.errors import ComposerError
 
-DOWNLOAD = "composer run RECIPE --data-root {root} --download"
+FETCH = "--download (of run, evaluate, ablate, sweep) fetches it"
 TIMEOUT = 30.0      # seconds without an answer before a download gives up
 
 
@@ -21,14 +21,14 @@ def missing(name: str, root: Path, path: Path, *, archive: Path | None = None, s
         if size is not None and found != size:
             return broken(archive, found, size, "the archive is cut short or not the official one")
         why += f"; the archive {archive} is there but not unpacked"
-    fix = DOWNLOAD.format(root=root) if download else "put the files there, or name their folder with --data-root"
+    fix = f"{FETCH}; or name another folder with --data-root" if download else "put the files there, or name their folder with --data-root"
     return ComposerError(f"data set '{name}' is not in {root}", why=why, fix=fix)
 
 
 def broken(path: Path, found: int, expected: int | None, why: str, *, official: bool = True) -> ComposerError:
     """The error for a file that is cut short, too long, or has other contents than it should."""
     size = f"expected {expected:,} bytes, found {found:,}" if expected is not None and expected != found else f"found {found:,} bytes"
-    fix = f"remove {path} and fetch it again: {DOWNLOAD.format(root='ROOT')}" if official else f"replace {path}"
+    fix = f"remove {path}; {FETCH}" if official else f"replace {path}"
     return ComposerError(f"{path}: {size}", why=why, fix=fix)
 
 
