@@ -191,7 +191,7 @@ class Lockstep(Trainer):
         if self.clip is not None:
             clip_each(self.parameters, self.clip)
         if self.recipe.optim.decay_at == "perturbed" and "weights" in env:
-            decay_at_perturbed(self.members, self.net, env["weights"])
+            decay_at_perturbed(self.update, self.net, env["weights"])
         self.update.step()
         for t in self.members:
             t.net.project()

@@ -21,6 +21,8 @@ class Update(Protocol):
     def tune(self, epoch: int, batch: int) -> None: ...
     def step(self) -> None: ...
     def hand_back(self, trainer: Any, slot: int) -> None: ...
+    def decays(self) -> list[tuple[int | slice, dict[str, float]]]:
+        """The weight decay of this step by parameter, and the slots it holds for."""
 
 
 def update_of(members: Sequence[Any], net: PackedNet, said: Sequence[Any]) -> Update:
@@ -50,6 +52,9 @@ class Stacked:
     def step(self) -> None:
         self.optimizer.step()
 
+    def decays(self) -> list[tuple[int | slice, dict[str, float]]]:
+        return [(slice(None), _decays(self.optimizer, self.lead.names))]
+
     def hand_back(self, trainer: Any, slot: int) -> None:
         for name, stacked in self.net.parameters.items():
             state = self.optimizer.state.get(stacked) or {}
@@ -77,6 +82,9 @@ class Own:
             t.optimizer.step()
             t.optimizer.zero_grad(set_to_none=True)
 
+    def decays(self) -> list[tuple[int | slice, dict[str, float]]]:
+        return [(slot, _decays(t.optimizer, t.names)) for t, slot in zip(self.members, self.net.seats.taken, strict=True)]
+
     def hand_back(self, trainer: Any, slot: int) -> None:
         """Its optimiser made the steps."""
 
@@ -97,10 +105,14 @@ def clip_each(parameters: Sequence[Tensor], limit: float | Tensor) -> None:
         g.mul_(share.view(-1, *([1] * (g.dim() - 1))))
 
 
-def decay_at_perturbed(members: Sequence[Any], net: PackedNet, overlay: dict[str, Tensor]) -> None:
+def decay_at_perturbed(update: Update, net: PackedNet, overlay: dict[str, Tensor]) -> None:
     """decay · perturbation onto each member's gradient (`Trainer._decay_at_perturbed`)."""
-    for t, slot in zip(members, net.seats.taken, strict=True):
-        decay = {id(p): g.get("weight_decay", 0.0) for g in t.optimizer.param_groups for p in g["params"]}
+    for rows, decays in update.decays():
         for name, p in net.parameters.items():
-            if p.grad is not None and (share := decay.get(id(t.net.parameters[name]))):
-                p.grad[slot].add_((overlay[name][slot] - p[slot]).detach(), alpha=share)
+            if p.grad is not None and (decay := decays.get(name)):
+                p.grad[rows].add_((overlay[name][rows] - p[rows]).detach(), alpha=decay)
+
+
+def _decays(optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Weight decay by parameter; names: of the parameters of each group."""
+    return {name: group.get("weight_decay", 0.0) for group, own in zip(optimizer.param_groups, names, strict=True) for name in own}

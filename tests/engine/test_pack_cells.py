@@ -142,6 +142,14 @@ def test_members_whose_update_differs_make_their_own(sets):
     assert isinstance(check("at", [[], sets], CNN, 5).update, Own)
 
 
+@pytest.mark.parametrize("sets", [[], ["optim.momentum=0.5"]], ids=["stacked", "own"])
+def test_a_scheduled_decay_at_perturbed_weights_is_that_of_the_step(sets):
+    """awp_trades decays at the perturbed weights, so its gradient holds the decay as it stands at this step."""
+    decay = f"optim.weight_decay={RAMP % (0, 0.1)}"
+    found = check("awp_trades", [[decay], [decay, *sets]], MLP, 5)
+    assert found.recipe.optim.decay_at == "perturbed" and isinstance(found.update, Own if sets else Stacked)
+
+
 def test_an_optimiser_that_looks_across_a_tensor_sees_each_members_own(monkeypatch):
     monkeypatch.setattr(pack_optim, "ROWWISE", ())
     assert isinstance(check("at", [[], []], CNN, 3).update, Own)
