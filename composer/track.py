@@ -11,7 +11,7 @@ import importlib.util
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -75,6 +75,15 @@ class NullTracker:
 
     def wait(self, seconds: float) -> str | None:
         return None
+
+
+@contextlib.contextmanager
+def outlived(tracker: Tracker) -> Iterator[None]:
+    """What the disk refuses here is told in the tracker's note, and ends nothing."""
+    try:
+        yield
+    except (ComposerError, OSError) as error:
+        tracker.note = f"Records for MLflow are being lost: {getattr(error, 'what', '') or error}."
 
 
 def own_store(out: Path) -> str:
@@ -167,10 +176,8 @@ class MlflowTracker:
         return self.run_id
 
     def _add(self, op: str, **fields: Any) -> None:
-        try:
+        with outlived(self):
             self.journal.add(op, **fields)
-        except ComposerError as error:
-            self.note = f"Records for MLflow are being lost: {error.what}."
 
     def _work(self) -> None:
         """Deliver until the run is finished and all is sent, or one try after its end has failed."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from composer.track import FLUSH, NullTracker, Tracker, deliver, make_tracker, own_store
+from composer.track import FLUSH, NullTracker, Tracker, deliver, make_tracker, outlived, own_store
 from composer.track_journal import Journal, locked
 from composer.track_names import EXPERIMENT, PARENT, PARENT_AT, PARENT_KEY, bare, clean, finite
 
@@ -79,6 +79,11 @@ def link_kept(grid: GridRun, kept: Mapping[Path, tuple[str, int]]) -> None:
     """
     if not grid.tracked or not grid.run_id:
         return
+    with outlived(grid.tracker):
+        _link(grid, kept)
+
+
+def _link(grid: GridRun, kept: Mapping[Path, tuple[str, int]]) -> None:
     mine = {(r["name"], r["value"]) for r in tags_of(Journal(grid.folder))}
     for folder, (cell, seed) in kept.items():
         journal, there = Journal(folder), Journal(folder).state().get("run_id")
@@ -155,7 +160,8 @@ def close_grid(grid: GridRun, folder: Path, metrics: Mapping[str, float], status
         return
     left = [Journal(path) for path in children]
     for journal in left:
-        end_child(journal)
+        with outlived(grid.tracker):
+            end_child(journal)
     if any(journal.waiting() for journal in left):
         deliver(grid.out)
 

@@ -14,6 +14,7 @@ from composer.ablate.rungs import Dropped, Ladders
 from composer.ablate.types import Cell, Failure, Grid
 from composer.engine.lock import Held, Lock
 from composer.engine.record import Record, flat
+from composer.track import outlived
 from composer.track_grid import GridRun, below, note_child, tags_held
 from composer.track_journal import Journal
 
@@ -38,7 +39,9 @@ def note_points(parent: GridRun, grid: Grid, ladders: Ladders, records: Records,
             record = records(cell.name, seed)
             begun = bool(Journal(record.folder).starts())
             if begun and cell.name in points or drop or failure:
-                _note(parent, cell, seed, record, ladders.records(cell.name, seed) if cell.name in points else {}, tags(cell, seed), drop, failure)
+                held = ladders.records(cell.name, seed) if cell.name in points else {}
+                with outlived(parent.tracker):
+                    _note(parent, cell, seed, record, held, tags(cell, seed), drop, failure)
 
 
 def noted(grid: Grid, ladders: Ladders, records: Records) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from composer import atomic
+from composer.engine.lock import Held, Lock
 from composer.errors import ComposerError, Stopped
 from composer.recipe.recipe import Recipe
 from composer.search.best import winners, write_bests
@@ -20,6 +22,7 @@ from composer.search.report import write_tables
 from composer.search.space import Space, check_space, grid, space_of
 from composer.search.store import Store, Trial
 from composer.search.trial import Work, measures_of, validated
+from composer.track import outlived
 from composer.track_grid import GridRun, child_tags, close_grid, note_child, open_grid
 
 
@@ -144,10 +147,12 @@ def work_tracked(recipe: Recipe, source: Any, store: Store, goal: Goal, options:
 
 
 def note_dropped(parent: GridRun, store: Store) -> None:
-    """The runs of trials that were stopped at a rung say so, once."""
+    """The runs of trials that were stopped at a rung say so, once. One that another process works on is left to it."""
     for trial in store.trials():
-        if trial.status == "pruned" and (store.trial(trial.number) / "track.jsonl").exists():
-            note_child(parent, store.trial(trial.number), "", {}, {}, {"dropped": trial.why}, {}, "KILLED")
+        folder = store.trial(trial.number)
+        if trial.status == "pruned" and (folder / "track.jsonl").exists():
+            with outlived(parent.tracker), contextlib.suppress(Held), Lock(folder):
+                note_child(parent, folder, "", {}, {}, {"dropped": trial.why}, {}, "KILLED")
 
 
 def folders(store: Store) -> list[Any]:

@@ -8,8 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from composer.ablate import points
 from composer.ablate.rungs import record_file
 from composer.engine.record import Record
+from composer.errors import ComposerError
+from composer.track import outlived
 from composer.track_journal import Journal
 from composer.track_mlflow import Sender
 
@@ -151,6 +154,23 @@ def test_a_point_that_diverges_is_a_run_that_failed(study, journals_only, tmp_pa
     study(lr=(0.1, 1e30), seeds=1, keep=1).run()
     run = told(tmp_path / "runs")["row#2", "0"]
     assert run.status == "FAILED" and "diverged" in run.tags and float(run.params["train.lr.value"]) == 1e30
+
+
+def test_a_disk_that_takes_no_journal_ends_no_study(study, journals_only, tmp_path, monkeypatch) -> None:
+    """The results are there, and so is the parent's end; its note says what is missing."""
+    add, notes = Journal.add, []
+
+    def full(self, op, **fields):
+        if self.folder.parent.name == "experiments":
+            raise ComposerError("the disk is full")
+        add(self, op, **fields)
+
+    monkeypatch.setattr(Journal, "add", full)
+    monkeypatch.setattr(points, "outlived", lambda tracker: (notes.append(tracker), outlived(tracker))[1])
+    it = study(seeds=1, keep=1)
+    assert it.run().tables and it.ladders.dropped
+    assert [r["status"] for _, r in Journal(it.folder).pending(0) if r["op"] == "finish"] == ["FINISHED"]
+    assert "the disk is full" in notes[-1].note
 
 
 def test_an_untracked_study_leaves_no_journal(study, tmp_path) -> None:

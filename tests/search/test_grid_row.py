@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from composer.engine import checkpoint
-from composer.errors import ComposerError
+from composer.errors import ComposerError, Stopped
 from composer.recipe.studies import load_study
+from composer.search import loops
 from composer.search.grid import places, run_grid
 
 STUDY = """
@@ -77,6 +78,53 @@ def test_the_share_that_goes_on_stays_the_same():
 def test_a_cell_is_no_sweep(row, tmp_path, options):
     with pytest.raises(ComposerError, match="no sweep"):
         run_grid(load_study(tmp_path / "study.toml").row("plain"), options())
+
+
+def test_a_stop_stays_a_stop_where_the_disk_takes_no_journal(row, options, monkeypatch):
+    """Its exit code tells a batch system to put it in again. The parent's run ends as killed."""
+    from composer.track_journal import Journal
+    from composer.track_mlflow import Sender
+
+    add, train = Journal.add, loops.train
+
+    def full(self, op, **fields):
+        if fields.get("name") == "dropped":
+            raise ComposerError("the disk is full")
+        add(self, op, **fields)
+
+    def stopped(recipe, values, work, told):
+        if not work.until:                                     # behind the rung
+            raise Stopped("stopped by SIGTERM")
+        return train(recipe, values, work, told)
+
+    monkeypatch.setattr(Sender, "flush", lambda self, stop=lambda: False: None)
+    monkeypatch.setattr("composer.track.FLUSH", {"server": 0.1, "file": 0.1})
+    monkeypatch.setattr("composer.track_grid.FLUSH", {"server": 0.1, "file": 0.1})
+    monkeypatch.setattr(Journal, "add", full)
+    monkeypatch.setattr(loops, "train", stopped)
+    with pytest.raises(Stopped) as caught:
+        run_grid(row, options(track=True, name="s"))
+    assert caught.value.exit_code == 75
+    parent = Journal(options().settings.out / "sweeps" / "s")
+    assert [r["status"] for _, r in parent.pending(0) if r["op"] == "finish"] == ["KILLED"]
+
+
+def test_a_dropped_trial_that_another_process_works_on_is_left_to_it(tmp_path):
+    from types import SimpleNamespace
+
+    from composer.engine.lock import Lock
+    from composer.search.sweep import note_dropped
+    from composer.track_journal import Journal
+
+    journal = Journal(tmp_path / "trial-000")
+    journal.add("start", key="k", name="t", experiment="e", params={}, tags={}, run_id=None, uri="")
+    store = SimpleNamespace(trials=lambda: [SimpleNamespace(number=0, status="pruned", why="last")], trial=lambda number: journal.folder)
+    parent = SimpleNamespace(tracked=True, tracker=SimpleNamespace(note=""))
+    with Lock(journal.folder):
+        note_dropped(parent, store)
+    assert [r["op"] for _, r in journal.pending(0)] == ["start"] and not parent.tracker.note
+    note_dropped(parent, store)
+    assert [r["op"] for _, r in journal.pending(0)] == ["start", "tag"] and not (journal.folder / "lock").exists()
 
 
 def test_a_dropped_point_says_so_in_its_run(row, options, monkeypatch):
