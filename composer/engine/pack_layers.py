@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from composer.engine.scope import Scope, _Convolution, _masked, _Scoped
 
-
 FEW = 16                       # outputs of a linear layer
 
 
