@@ -22,9 +22,9 @@ def packed(tasks: Iterable[Task], packs: Packs, source: Source) -> list[Task]:
     """The tasks, with those of a pack made into one; parents still stand before their children."""
     tasks = list(tasks)
     by_id = {task.id: task for task in tasks}
-    tasks = [_free(task, by_id, packs) for task in tasks]
-    by_id = {task.id: task for task in tasks}
     fit = _fit(by_id, packs)
+    tasks = [_free(task, by_id, packs, fit) for task in tasks]
+    by_id = {task.id: task for task in tasks}
     groups: dict[Any, list[Task]] = {}
     for task in tasks:
         joint = packs.joint_of(task.cell, task.seed) if task.kind == "run" else ()
@@ -44,9 +44,10 @@ def packed(tasks: Iterable[Task], packs: Packs, source: Source) -> list[Task]:
     return made
 
 
-def _free(task: Task, by_id: Mapping[str, Task], packs: Packs) -> Task:
-    """A run of a pack of cells trains all its epochs itself, whoever shares them by now."""
-    while task.kind == "run" and packs.joint_of(task.cell, task.seed) and task.after and by_id[task.after].kind == "prefix":
+def _free(task: Task, by_id: Mapping[str, Task], packs: Packs, fit: set[str]) -> Task:
+    """A run of a pack of cells trains all its epochs itself, whoever shares them by now; what is trained alone has nothing of a packed prefix."""
+    joint = task.kind == "run" and packs.joint_of(task.cell, task.seed)
+    while task.after and by_id[task.after].kind == "prefix" and (joint or task.id not in fit and task.after in fit):
         task = replace(task, after=by_id[task.after].after)
     return task
 
@@ -55,7 +56,7 @@ def _fit(by_id: Mapping[str, Task], packs: Packs) -> set[str]:
     """Tasks that cells packed by seed need."""
     fit: set[str] = set()
     for task in by_id.values():
-        at = task if task.kind == "run" and task.cell in packs.cells else None
+        at = task if task.kind == "run" and task.cell in packs.cells and (task.cell, task.seed) not in packs.alone else None
         while at is not None and at.id not in fit:
             fit.add(at.id)
             at = by_id.get(at.after)

@@ -24,11 +24,13 @@ NOBODY = "nothing is packed: one seed has nobody to be packed with"
 
 @dataclass(frozen=True)
 class Packs:
-    """seeds: those of each pack by seed; cells: those that are so packed; joint: packs of cells and seeds; note: all that, and why others are not."""
+    """seeds: those of each pack by seed; cells: those that are so packed; joint: packs of cells and seeds; alone: runs that were begun alone, in no pack
+    therefore; note: all that, and why others are not."""
 
     seeds: tuple[tuple[int, ...], ...] = ()
     cells: frozenset[str] = frozenset()
     joint: tuple[tuple[Pair, ...], ...] = ()
+    alone: frozenset[Pair] = frozenset()
     note: str = ""
 
     def of(self, seed: int) -> tuple[int, ...]:
@@ -78,8 +80,8 @@ def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Sequence[
     joint = sorted(_mixed(joint, seeds), key=lambda pack: min((places[cell], seed) for cell, seed in pack if cell in places))
     cells = fit - {cell for pack in joint for cell, _ in pack}
     by_seed = seeds if cells and any(len(pack) > 1 for pack in seeds) else ()
-    return Packs(by_seed, cells if by_seed else frozenset(), tuple(joint),
-                 _note(by_seed, cells, joint, found, [c.name for c in grid.distinct if c.name not in fit]))
+    return Packs(by_seed, cells if by_seed else frozenset(), tuple(joint), frozenset(known.alone),
+                 _note(by_seed, cells, joint, found, [c.name for c in grid.distinct if c.name not in fit], known.alone))
 
 
 def _mixed(joint: Sequence[tuple[Pair, ...]], seeds: Sequence[tuple[int, ...]]) -> list[tuple[Pair, ...]]:
@@ -91,14 +93,14 @@ def _mixed(joint: Sequence[tuple[Pair, ...]], seeds: Sequence[tuple[int, ...]]) 
 
 class _Begun:
     """How the grid's runs were begun: `joint` packs, by whatever grid (a run that is not of this one stands there by the name of its record), and
-    `taken`, the runs that join no new pack. sole: cells whose epochs nobody shares; others go on by seed, as the grid's own record says."""
+    `taken`, the runs that join no new pack, `alone`, those of them that are half trained alone. sole: cells whose epochs nobody shares; others go on by seed, as the grid's own record says."""
 
     def __init__(self, grid: Grid, sole: Sequence[str], settings: Any, record: Callable[[str, int], Any]):
         from composer.engine.pack_seeds import begun_as
 
         records = {(cell.name, seed): record(cell.name, seed) for cell in grid.distinct for seed in grid.seeds}
         names = {each.name: pair for pair, each in records.items()}
-        self.taken, packs = set[Pair](), dict[tuple[Pair, ...], None]()
+        self.taken, self.alone, packs = set[Pair](), list[Pair](), dict[tuple[Pair, ...], None]()
         for pair, each in records.items():
             pack, begun = begun_as(each, settings)
             if "runs" in pack:
@@ -107,6 +109,8 @@ class _Begun:
                 packs[tuple((pair[0], seed) for seed in pack["seeds"])] = None
             if begun:
                 self.taken.add(pair)
+            if begun and not pack and not each.result:
+                self.alone.append(pair)
         self.joint = list(packs)
         self.taken |= {pair for pack in self.joint for pair in pack}
 
@@ -174,13 +178,16 @@ def _sizes(a: Any, b: Any) -> str:
 # -- in words ------------------------------------------------------------------------------------------------------------------------------
 
 
-def _note(seeds: Sequence[tuple[int, ...]], cells: frozenset[str], joint: Sequence[tuple[Pair, ...]], found: _Look, alone: list[str]) -> str:
+def _note(seeds: Sequence[tuple[int, ...]], cells: frozenset[str], joint: Sequence[tuple[Pair, ...]], found: _Look, alone: list[str],
+          before: Sequence[Pair]) -> str:
     rounding = "; that equals training them alone to rounding, not bit for bit."
     sets = " and ".join("{" + ", ".join(map(str, p)) + "}" for p in seeds if len(p) > 1)
     said = [f"{runs_text(pack)} are trained together{rounding}" for pack in joint if len(pack) > 1]
     if sets:
         of = f" of {_some(sorted(cells))}" if said else ""
         said.append(f"Seeds {sets}{of} are trained together{rounding}")
+    if said and before:
+        said.append(f"{runs_text(before)} were begun alone and go on alone.")
     if found.apart:
         said.append(f"With no other cell: {_because(found.apart)}.")
     if alone:

@@ -124,7 +124,7 @@ def run_seeds(recipe: Any, seeds: Sequence[int], *, pack: str = "off", settings:
         say(groups.note)
     found: dict[int, Any] = {}
     for each in groups.all():
-        found |= _one(recipe, each, [s for s in each if s in seeds], settings)
+        found |= _one(recipe, each, [s for s in each if s in seeds and (len(each) == 1 or s not in groups.alone)], settings)
     failed = [{"seed": s, "why": str(found[s])} for s in seeds if isinstance(found[s], Diverged)]
     return {"recipe": recipe.name, "setting": recipe.setting, "seeds": seeds, "runs": [found[s] for s in seeds if not isinstance(found[s], Diverged)],
             "failed": failed, "packs": [list(p) for p in groups.all() if len(p) > 1], "note": groups.note}

@@ -147,6 +147,65 @@ def test_runs_begun_by_seed_or_alone_join_no_pack_of_cells(study, drive, tmp_pat
     assert again.packs.joint == ((("b", 1), ("d", 0), ("d", 1)),) and again.packs.cells == {"a", "c"} and again.packs.seeds == ((0, 1),)
 
 
+@pytest.fixture
+def kill(monkeypatch):
+    """kill(Trainer, 4): what trains so dies before its fifth step; kill() lets it live."""
+    held = []
+
+    def at(kind=None, step=0):
+        for where, plain in held:
+            monkeypatch.setattr(where, "_step", plain)
+        held.clear()
+        if kind is None:
+            return
+        plain = kind._step
+
+        def dying(self, batch, epoch):
+            if self.progress.step == step:
+                raise KeyboardInterrupt
+            plain(self, batch, epoch)
+
+        held.append((kind, plain))
+        monkeypatch.setattr(kind, "_step", dying)
+
+    return at
+
+
+def packed_of(it):
+    """(cell, seed) -> the width of the pack that its result comes from, None: alone."""
+    return {(c.name, s): it._record(c.name, s).result.get("packed") for c in it.grid.distinct for s in it.grid.seeds}
+
+
+def test_runs_begun_alone_stay_out_of_packs_by_seed(study, drive, kill, tmp_path):
+    from composer.engine.train import Trainer
+
+    kill(Trainer, 4)
+    with pytest.raises(Stopped):
+        drive(study(without="b"), tmp_path / "runs").run()
+    kill()
+    it = drive(study(without="b"), tmp_path / "runs", pack="auto")
+    assert it.packs.alone == {("a", 0)} and "Cells a with seeds {0} were begun alone and go on alone." in it.packs.note
+    assert {t.id: t.runs for t in it.tasks(set())} == {"a/s0": (), "a/s1": (("a", 1),), "c/s0+1": (("c", 0), ("c", 1))}
+    assert it.run().as_dict()["failed"] == [] and packed_of(it) == {("a", 0): None, ("a", 1): 2, ("c", 0): 2, ("c", 1): 2}
+
+
+def test_a_run_begun_alone_waits_for_no_packed_prefix(grid, drive, kill, two, tmp_path, helpers):
+    """Killed in the epoch behind the shared ones."""
+    from composer.engine.train import Trainer
+
+    kill(Trainer, 10)
+    with pytest.raises(Stopped):
+        drive(grid("late", "mean", seeds=2), tmp_path / "other").run()
+    kill()
+    it = drive(grid("late", "mean", seeds=2), tmp_path / "other", pack="2")
+    ((cell, seed),) = it.packs.alone
+    tasks = it.tasks(set())
+    assert [t.after for t in tasks if (t.cell, t.seed, t.kind) == (cell, seed, "run")] == [""] and any(t.kind == "prefix" and len(t.seeds) == 2 for t in tasks)
+    assert it.run().as_dict()["failed"] == [] and [pair for pair, width in packed_of(it).items() if width is None] == [(cell, seed)]
+    run = it._record(cell, seed).name
+    assert helpers.digests(tmp_path / "other")[run] == helpers.digests(two.out)[run], "bit for bit what it is alone"
+
+
 def test_cells_that_share_epochs_are_packed_by_seed(grid, drive, tmp_path):
     it = drive(grid("heavy", "late", seeds=2), tmp_path / "runs", pack="4")
     assert it.packs.joint == () and len(it.packs.cells) >= 2, "they fork late"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from composer.engine import checkpoint
+from composer.engine.pack_run import run_pack
 from composer.engine.pack_seeds import Packing, packs_of, run_seeds
 from composer.engine.session import Settings
 from composer.errors import ComposerError, Stopped
@@ -25,13 +26,15 @@ def timeless(result):
 
 @pytest.fixture
 def several(tiny):
-    """several("at", out, pack="3") runs the seeds in this process."""
+    """several("at", out, pack="3") runs the seeds in this process; with `only`, these places of one pack."""
 
-    def call(recipe, out, *, seeds=SEEDS, pack="3", settings=None, **sets):
+    def call(recipe, out, *, seeds=SEEDS, pack="3", settings=None, only=None, **sets):
         drops = ("model.channels",) if "model.use" in sets else ()
         said = [f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in sets.items()]
         made = load(recipe, setting=tiny, sets=said, drops=drops)
         made_settings = Settings(**{"out": Path(out), "track": False, "quiet": True, "device": "cpu"} | (settings or {}))
+        if only is not None:
+            return run_pack([(made, seed) for seed in seeds], settings=made_settings, only=only)
         return run_seeds(made, seeds, pack=pack, settings=made_settings)
 
     return call
@@ -189,6 +192,18 @@ def test_what_was_begun_alone_goes_on_alone(several, stop_after, tmp_path):
     stop_after(None)
     found = several("at", tmp_path, pack="auto", **MLP | {"train.epochs": 2})
     assert found["packs"] == [[1, 2]] and "seed 0 was begun alone" in found["note"] and [r.get("packed") for r in found["runs"]] == [None, 2, 2]
+
+
+def test_a_seed_begun_alone_stays_out_of_a_pack_that_others_were_begun_in(several, stop_after, tmp_path):
+    """A study has packed seed 1 in a pack of seeds 0 and 1, whose other seat is free."""
+    stop_after(2)
+    with pytest.raises(Stopped):
+        several("at", tmp_path, seeds=[0], **MLP)
+    with pytest.raises(Stopped):
+        several("at", tmp_path, seeds=[0, 1], only=[1], **MLP)
+    stop_after(None)
+    found = several("at", tmp_path, seeds=[0, 1], pack="auto", **MLP)
+    assert [r.get("packed") for r in found["runs"]] == [None, 2] and found["failed"] == []
 
 
 def test_fresh_forgets_the_pack(several, stop_after, tmp_path):
