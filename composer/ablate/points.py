@@ -17,15 +17,19 @@ from composer.engine.record import Record, flat
 from composer.track import outlived
 from composer.track_grid import GridRun, below, note_child, tags_held
 from composer.track_journal import Journal
+from composer.track_names import clean
 
 Records = Callable[[str, int], Record]
 Tags = Callable[[Cell, int], dict[str, str]]
 Lost = Mapping[tuple[str, int], Failure]
 DROPPED = "dropped"           # the tag that says at which rung
+TRAINED = "epochs_trained"    # of a run that was begun here: no tracker has told them
+LOST = ("failed", "diverged")
 
 
 def note_points(parent: GridRun, grid: Grid, ladders: Ladders, records: Records, tags: Tags, lost: Lost) -> None:
-    """Write down what the rungs know of every point and seed, and what ended without a run. May be called at any time, again and again.
+    """Write down what the rungs know of every point and seed, and what ended without a run; take back what is no longer so. May be called at any
+    time, again and again.
 
     records  (cell, seed) -> the record of its run
     tags     (cell, seed) -> `child_tags` of its run
@@ -33,12 +37,14 @@ def note_points(parent: GridRun, grid: Grid, ladders: Ladders, records: Records,
     if not parent.tracked:
         return
     points = {name for ladder in ladders.all for name in ladder.sources}
+    ours = {DROPPED, _elsewhere(parent), TRAINED, *LOST}
     for cell in grid.distinct:
         for seed in grid.seeds:
             drop, failure = ladders.dropped.get(cell.name), lost.get((cell.name, seed))
             record = records(cell.name, seed)
-            begun = bool(Journal(record.folder).starts())
-            if begun and cell.name in points or drop or failure:
+            journal = Journal(record.folder)
+            begun = bool(journal.starts())
+            if drop or failure or begun and (cell.name in points or ours & tags_held(journal).keys()):
                 held = ladders.records(cell.name, seed) if cell.name in points else {}
                 with outlived(parent.tracker):
                     _note(parent, cell, seed, record, held, tags(cell, seed), drop, failure)
@@ -57,30 +63,38 @@ def _note(parent: GridRun, cell: Cell, seed: int, record: Record, held: Mapping[
     try:
         with Lock(record.folder):
             journal = Journal(record.folder)
-            if not journal.starts():
+            said, known = _said(parent, journal, record, drop, failure), int(tags_held(journal).get(TRAINED, -1))
+            untold = all(TRAINED in start["tags"] for start in journal.starts())
+            if untold and last > known:
                 nodes = held[last].get("nodes") or [] if held else []
                 for epoch, row in _curve(record, nodes, last).items():
                     rows[epoch] = row | rows.get(epoch, {})
                 record.keep(tracked=nodes)
                 keys = [name.partition("-")[0].partition("+")[0] for name in nodes]
-                known = {"prefix_key": keys[-1], "nodes": " ".join(keys)} if keys else {}
-                tags = {"experiment_id": recipe.experiment_id, "epochs_trained": str(last), **known, **tags}
+                said |= {TRAINED: str(last)} | ({"prefix_key": keys[-1], "nodes": " ".join(keys)} if keys else {})
+            elif known >= 0 and not untold:
+                said[TRAINED] = str(max(known, last, (record.result or {}).get("epochs", 0)))
             params = {"recipe": recipe.name, "setting": recipe.setting, "seed": seed} | flat(recipe.tables)
-            note_child(parent, record.folder, record.name, params, tags, _said(parent, journal, drop, failure), rows, "FAILED" if failure else "KILLED")
+            note_child(parent, record.folder, record.name, params, {"experiment_id": recipe.experiment_id, **tags}, said, rows, "FAILED" if failure else "KILLED")
     except Held:
         return
 
 
-def _said(parent: GridRun, journal: Journal, drop: Dropped | None, failure: Failure | None) -> dict[str, str]:
-    """Tags that may change: a larger `keep` takes a point up again. In a run of another grid they bear this one's name."""
-    mine = not journal.starts() or below(parent, journal)
-    name = DROPPED if mine else f"composer.{DROPPED}.{parent.name}"
-    said = {name: f"at the rung after epoch {drop.epoch}: place {drop.place} of {drop.of}, {drop.keep} went on"} if drop else {}
-    if not drop and name in tags_held(journal):
-        said = {name: "no: taken up again"}
+def _said(parent: GridRun, journal: Journal, record: Record, drop: Dropped | None, failure: Failure | None) -> dict[str, str]:
+    """Tags that may change: a larger `keep` takes a point up again, and what failed may succeed. In a run of another grid they bear this one's name."""
+    mine, held = not journal.starts() or below(parent, journal), tags_held(journal)
+    name = DROPPED if mine else _elsewhere(parent)
+    past = {name, *LOST} if mine and (drop or failure or record.result) else {name}
+    said = {tag: "no: taken up again" for tag in past if tag in held}
+    if drop:
+        said[name] = f"at the rung after epoch {drop.epoch}: place {drop.place} of {drop.of}, {drop.keep} went on"
     if failure and mine:
         said["diverged" if failure.diverged else "failed"] = failure.why.splitlines()[0] if failure.why else "no reason given"
     return said
+
+
+def _elsewhere(parent: GridRun) -> str:
+    return clean(f"composer.{DROPPED}.{parent.name}")
 
 
 def _curve(record: Record, nodes: list[str], last: int) -> dict[int, dict[str, float]]:

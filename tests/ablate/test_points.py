@@ -35,9 +35,9 @@ def study(tmp_path: Path, tiny: str, drive):
     """study() -> a tracked drive over the row."""
     from composer.ablate.door import grid_for
 
-    def make(keep: int = 2, lr=LR, track: bool = True, **more):
+    def make(keep: int = 2, lr=LR, track: bool = True, row: str = ROW, **more):
         path = tmp_path / "points.toml"
-        path.write_text(ROW.format(keep=keep, lr=list(lr)))
+        path.write_text(row.format(keep=keep, lr=list(lr)))
         return drive(grid_for(path, setting=tiny, sets=["train.epochs=3"], **more), tmp_path / "runs", settings={"track": track})
 
     return make
@@ -135,8 +135,43 @@ def test_a_point_that_is_taken_up_again_goes_on_in_its_run(study, journals_only,
     runs = told(out)
     for name in gone:
         run = runs[name, "0"]
-        assert run.status == "FINISHED" and run.tags["dropped"].startswith("no")
+        assert run.status == "FINISHED" and run.tags["dropped"].startswith("no") and run.tags["epochs_trained"] == "3"
         assert [step for step, _ in run.metrics["val/pgd"]] == [1, 2, 3], "no epoch is told twice"
+
+
+def test_a_point_that_goes_one_rung_further_tells_its_epochs_and_nodes(study, journals_only, tmp_path) -> None:
+    """Of three, one goes on at each rung; then two of three, one of two: the second is dropped an epoch later."""
+    study(seeds=1, keep=1).run()
+    more = study(seeds=1, keep=2)
+    more.run()
+    assert {d.epoch for d in more.ladders.dropped.values()} == {1, 2}
+    check(more, told(tmp_path / "runs"), lambda run: run.tags["composer.parent"])
+
+
+def test_a_row_that_loses_its_rungs_takes_its_drops_back(study, journals_only, tmp_path) -> None:
+    first = study(seeds=1)
+    first.run()
+    whole = study(seeds=1, row=ROW.replace("rungs  = [1, 2, 3]\nkeep   = {keep}\n", ""))
+    whole.run()
+    runs = told(tmp_path / "runs")
+    assert all(runs[name, "0"].tags["dropped"].startswith("no") and runs[name, "0"].status == "FINISHED" for name in first.ladders.dropped)
+
+
+def test_a_run_that_failed_and_then_succeeds_says_so(tiny, drive, journals_only, tmp_path, monkeypatch) -> None:
+    from composer.ablate.door import grid_for
+    from composer.engine.run import Runner
+
+    def study():
+        return drive(grid_for("at", ["attack"], setting=tiny, sets=["train.epochs=1"], seeds=1), tmp_path / "runs", settings={"track": True})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "_evaluate", lambda *_: 1 / 0)
+        study().run()
+    assert {run.status for run in told(tmp_path / "runs").values()} == {"FAILED"}
+    assert all("division" in run.tags["failed"] for run in told(tmp_path / "runs").values())
+    study().run()
+    for run in told(tmp_path / "runs").values():
+        assert run.status == "FINISHED" and run.tags["failed"].startswith("no")
 
 
 def test_what_another_study_does_with_a_point_stays_its_own(study, journals_only, tmp_path) -> None:
