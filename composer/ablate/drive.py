@@ -80,7 +80,7 @@ class Drive:
         self._tree: tuple[Any, Tree] | None = None
         self.ladders.settle(self.finished(), self.diverged())
         with self.as_workers():
-            self.packs = packs_for(grid, self.tree, options.pack, self.options.settings, held.get("packs") or (), self._record)
+            self.packs = packs_for(grid, self.tree, options.pack, self.options.settings, held, self._record)
         if self.packs.note:
             self.grid = replace(self.grid, notes=(*self.grid.notes, self.packs.note))
 

@@ -7,7 +7,7 @@ are dropped at rungs are judged one by one and not packed. `pack_tasks` makes ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +43,13 @@ class Packs:
 
     def noted(self) -> dict[str, Any]:
         """For the study's record."""
-        return {"packs": [list(pack) for pack in self.seeds], "joint_packs": [[list(pair) for pair in pack] for pack in self.joint]}
+        return {"packs": [list(pack) for pack in self.seeds], "packed_cells": sorted(self.cells)}
 
 
-def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Sequence[Sequence[int]], record: Callable[[str, int], Any]) -> Packs:
+def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Mapping[str, Any], record: Callable[[str, int], Any]) -> Packs:
     """The packs of a grid, as `--pack` asks for them. Those that were begun stay, also where none are asked for any more.
 
-    held    packs by seed that the grid was begun with
+    held    the study's record: packs by seed that the grid was begun with, and their cells
     record  (cell, seed) -> the store's record of the run, which says how it was begun
 
     Errors: ComposerError where a number was asked for and some cell cannot be packed.
@@ -57,7 +57,7 @@ def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Sequence[
     from composer.engine.pack_seeds import Packing, packs_of
 
     packing = Packing.parse(asked)
-    begun = [tuple(pack) for pack in held]
+    begun = [tuple(pack) for pack in held.get("packs") or ()]
     sole = [stem.cells[0] for stem in tree.stems if len(stem.cells) == 1]
     known = _Begun(grid, sole, settings, record)
     joint = [*known.joint]
@@ -67,7 +67,9 @@ def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Sequence[
     seeds = (*begun, *packs_of(free, packing.most))
     if max((len(pack) for pack in seeds), default=0) < 2 and len(grid.distinct) < 2:
         return Packs(note=NOBODY)
-    found = _Look(grid, packing.auto or not packing.most, settings)
+    stay = known.cells | set(held.get("packed_cells") or ())
+    stay |= {name for stem in tree.stems if stay & set(stem.cells) for name in stem.cells}
+    found = _Look(grid, packing.auto or not packing.most, settings, stay)
     if found.reasons and not packing.auto and packing.most:
         cell, why = next(iter(found.reasons.items()))
         raise ComposerError(f"--pack {asked}: the cell {cell} cannot be packed", where="command line", why=why,
@@ -77,36 +79,38 @@ def packs_for(grid: Grid, tree: Tree, asked: str, settings: Any, held: Sequence[
         if len(group) > 1:
             joint += packs_of([(c, s) for c in group for s in grid.seeds if (c, s) not in known.taken], packing.most)
     places = {cell.name: k for k, cell in enumerate(grid.distinct)}
-    joint = sorted(_mixed(joint, seeds), key=lambda pack: min((places[cell], seed) for cell, seed in pack if cell in places))
+    joint = sorted(_mixed(joint, seeds, fit), key=lambda pack: min((places[cell], seed) for cell, seed in pack if cell in places))
     cells = fit - {cell for pack in joint for cell, _ in pack}
     by_seed = seeds if cells and any(len(pack) > 1 for pack in seeds) else ()
     return Packs(by_seed, cells if by_seed else frozenset(), tuple(joint), frozenset(known.alone),
                  _note(by_seed, cells, joint, found, [c.name for c in grid.distinct if c.name not in fit], known.alone))
 
 
-def _mixed(joint: Sequence[tuple[Pair, ...]], seeds: Sequence[tuple[int, ...]]) -> list[tuple[Pair, ...]]:
+def _mixed(joint: Sequence[tuple[Pair, ...]], seeds: Sequence[tuple[int, ...]], fit: frozenset[str]) -> list[tuple[Pair, ...]]:
     """Without the packs of cells that are as well packed by seed."""
-    plain = {tuple((cell, seed) for seed in pack) for cell in {cell for pack in joint for cell, _ in pack} for pack in seeds}
+    plain = {tuple((cell, seed) for seed in pack) for cell in fit for pack in seeds}
     mixed = {cell for pack in joint if pack not in plain for cell, _ in pack}
     return [pack for pack in joint if any(cell in mixed for cell, _ in pack)]
 
 
 class _Begun:
     """How the grid's runs were begun: `joint` packs, by whatever grid (a run that is not of this one stands there by the name of its record), and
-    `taken`, the runs that join no new pack, `alone`, those of them that are half trained alone. sole: cells whose epochs nobody shares; others go on by seed, as the grid's own record says."""
+    `taken`, the runs that join no new pack; `alone`, those of them that are half trained alone; `cells`, those with a run that was begun in a pack. sole: cells whose epochs nobody shares; others go on by seed, as the grid's own record says."""
 
     def __init__(self, grid: Grid, sole: Sequence[str], settings: Any, record: Callable[[str, int], Any]):
         from composer.engine.pack_seeds import begun_as
 
         records = {(cell.name, seed): record(cell.name, seed) for cell in grid.distinct for seed in grid.seeds}
         names = {each.name: pair for pair, each in records.items()}
-        self.taken, self.alone, packs = set[Pair](), list[Pair](), dict[tuple[Pair, ...], None]()
+        self.taken, self.alone, self.cells, packs = set[Pair](), list[Pair](), set[str](), dict[tuple[Pair, ...], None]()
         for pair, each in records.items():
             pack, begun = begun_as(each, settings)
             if "runs" in pack:
                 packs[tuple(names.get(name) or (name, seed) for name, seed in pack["runs"])] = None
             elif "seeds" in pack and pair[0] in sole:
                 packs[tuple((pair[0], seed) for seed in pack["seeds"])] = None
+            if pack:
+                self.cells.add(pair[0])
             if begun:
                 self.taken.add(pair)
             if begun and not pack and not each.result:
@@ -116,13 +120,15 @@ class _Begun:
 
 
 class _Look:
-    """reasons: why cells cannot be packed at all; apart: why they are packed with no other cell; leads: a session of each kind of cell."""
+    """reasons: why cells cannot be packed at all; apart: why they are packed with no other cell.
 
-    def __init__(self, grid: Grid, auto: bool, settings: Any):
+    auto   where it does not pay is a reason too, but for cells that `stay` packed: they were begun so
+    """
+
+    def __init__(self, grid: Grid, auto: bool, settings: Any, stay: Collection[str]):
         from composer.engine.pack_fit import unfit
 
-        self.grid, self.auto, self.settings = grid, auto, settings
-        self.leads: list[tuple[Any, list[str]]] = []
+        self.grid, self.auto, self.settings, self.stay = grid, auto, settings, stay
         self.apart: dict[str, str] = {}
         self._data: dict[str, Any] = {}
         whole = unfit(settings)
@@ -137,7 +143,7 @@ class _Look:
         if any(c.row is not None and c.point and len(c.row.rungs) > 1 for c in self.grid.cells if cell.name in (c.name, c.same_as)):
             return "the points of a sweep with rungs are judged one by one"
         sessions = [self._session(cell, seat, seed) for seat, seed in enumerate((*self.grid.seeds, *self.grid.seeds)[:2])]
-        return (too_large(sessions[0]) if self.auto else "") or refusal(sessions)
+        return (too_large(sessions[0]) if self.auto and cell.name not in self.stay else "") or refusal(sessions)
 
     def _session(self, cell: Any, seat: int, seed: int) -> Any:
         from composer.engine.pack_fit import seated

@@ -206,6 +206,37 @@ def test_a_run_begun_alone_waits_for_no_packed_prefix(grid, drive, kill, two, tm
     assert helpers.digests(tmp_path / "other")[run] == helpers.digests(two.out)[run], "bit for bit what it is alone"
 
 
+@pytest.mark.parametrize("how", ["off", "auto"])
+@pytest.mark.parametrize(("toggles", "step"), [(("start",), 4), (("strong", "start"), 4), (("late",), 10)], ids=["sole", "prefix", "behind"])
+def test_what_was_packed_though_it_does_not_pay_stays_packed(how, toggles, step, grid, drive, kill, tmp_path):
+    """A convolutional network, packed by order: in a run, in a prefix, behind it."""
+    from composer.engine.pack import Lockstep
+
+    first = drive(grid(*toggles, seeds=2), tmp_path / "runs", pack="2")
+    kill(Lockstep, step)
+    with pytest.raises(Stopped):
+        first.run()
+    kill()
+    again = drive(grid(*toggles, seeds=2), tmp_path / "runs", pack=how)
+    assert (again.packs.seeds, again.packs.cells, again.packs.joint) == (first.packs.seeds, first.packs.cells, ())
+    assert again.run().as_dict()["failed"] == [] and set(packed_of(again).values()) == {2}
+
+
+def test_packs_that_are_known_by_their_records_alone_stay(grid, drive, kill, tmp_path):
+    """The study's record is lost; what was not begun is packed where it pays."""
+    from composer.engine.pack import Lockstep
+
+    first = drive(grid("start", seeds=2), tmp_path / "runs", pack="2")
+    kill(Lockstep, 4)
+    with pytest.raises(Stopped):
+        first.run()
+    kill()
+    (first.folder / "grid.json").unlink()
+    again = drive(grid("start", seeds=2), tmp_path / "runs", pack="auto")
+    assert again.packs.cells == {"full"} and again.packs.seeds == ((0, 1),) and "Not packed: -start" in again.packs.note
+    assert again.run().as_dict()["failed"] == [] and packed_of(again) == {("full", 0): 2, ("full", 1): 2, ("-start", 0): None, ("-start", 1): None}
+
+
 def test_cells_that_share_epochs_are_packed_by_seed(grid, drive, tmp_path):
     it = drive(grid("heavy", "late", seeds=2), tmp_path / "runs", pack="4")
     assert it.packs.joint == () and len(it.packs.cells) >= 2, "they fork late"
