@@ -113,16 +113,24 @@ class Ladders:
         return str(self.courses[name].tokens[epoch - 1][0])
 
     def records(self, name: str, seed: int) -> dict[int, dict[str, Any]]:
-        """Epoch -> what was kept of the point there, of the rungs and of its end."""
+        """Epoch -> what was kept of the point there, of the rungs and of its end. One may be both, of a point that is shorter than its row."""
         whole = len(self.courses[name].tokens)
         epochs = {self.at(name, epoch) for ladder in self.all if name in ladder.sources for epoch in ladder.rungs}
-        found = {epoch: read_json(self.record(name, seed, epoch)) for epoch in sorted(epochs)} | {whole: read_json(self.record(name, seed, 0))}
-        return {epoch: held for epoch, held in found.items() if held and held.get("key") == self.key(name, epoch)}
+        found = {epoch: held for epoch in sorted(epochs) if (held := self._kept(name, seed, epoch, epoch))}
+        if end := self._kept(name, seed, 0, whole):
+            rung = found.get(whole, end)
+            found[whole] = {**rung, "metrics": {**rung["metrics"], **end["metrics"]}}
+        return found
 
     def judged(self, name: str, seed: int, epoch: int) -> dict[str, float] | None:
         """What was measured there; None where nothing was, or of other weights."""
-        held = read_json(self.record(name, seed, epoch))
-        return held["metrics"] if held and held.get("key") == self.key(name, epoch) else None
+        held = self._kept(name, seed, epoch, epoch)
+        return held["metrics"] if held else None
+
+    def _kept(self, name: str, seed: int, at: int, epoch: int) -> dict[str, Any] | None:
+        """The record `at` (0: of the end) if it speaks of the weights after this epoch."""
+        held = read_json(self.record(name, seed, at))
+        return held if held and held.get("key") == self.key(name, epoch) else None
 
     # -- who goes on
 

@@ -35,10 +35,10 @@ def study(tmp_path: Path, tiny: str, drive):
     """study() -> a tracked drive over the row."""
     from composer.ablate.door import grid_for
 
-    def make(keep: int = 2, lr=LR, track: bool = True, row: str = ROW, **more):
+    def make(keep: int = 2, lr=LR, track: bool = True, row: str = ROW, sets=("train.epochs=3",), **more):
         path = tmp_path / "points.toml"
         path.write_text(row.format(keep=keep, lr=list(lr)))
-        return drive(grid_for(path, setting=tiny, sets=["train.epochs=3"], **more), tmp_path / "runs", settings={"track": track})
+        return drive(grid_for(path, setting=tiny, sets=sets, **more), tmp_path / "runs", settings={"track": track})
 
     return make
 
@@ -146,6 +146,25 @@ def test_a_point_that_goes_one_rung_further_tells_its_epochs_and_nodes(study, jo
     more.run()
     assert {d.epoch for d in more.ladders.dropped.values()} == {1, 2}
     check(more, told(tmp_path / "runs"), lambda run: run.tags["composer.parent"])
+
+
+def test_a_point_that_ends_before_its_row_has_its_rungs_in_its_run(study, journals_only, tmp_path) -> None:
+    """Its end is a rung of the row. `fgsm` is measured at rungs and ends alone."""
+    row = ROW.replace("train.lr.value", "train.epochs").replace('"pgd-3"', '"fgsm", "pgd-3"')
+    it = study(lr=(3, 2, 1), keep=2, seeds=1, row=row, sets=())
+    it.run()
+    runs, whole = told(tmp_path / "runs"), {cell.name: cell.point["train.epochs"] for cell in it.grid.distinct if cell.point}
+    assert set(it.ladders.dropped) & {name for name, epochs in whole.items() if epochs < 3}
+    for name, epochs in whole.items():
+        last = it.ladders.dropped[name].epoch if name in it.ladders.dropped else epochs
+        run, held = runs[name, "0"], it.ladders.records(name, 0)
+        assert max(held) == last or name not in it.ladders.dropped
+        for epoch in range(1, min(last, 2) + 1):
+            at_rung = json.loads(record_file(it.folder, name, 0, epoch).read_text())
+            assert held[epoch]["nodes"] == at_rung["nodes"] != []
+            for metric in at_rung["metrics"]:
+                assert epoch in [step for step, _ in run.metrics[f"held-out/{metric}"]], (name, epoch, metric)
+        assert name not in it.ladders.dropped or run.tags["epochs_trained"] == str(last) and run.tags["nodes"]
 
 
 def test_a_row_that_loses_its_rungs_takes_its_drops_back(study, journals_only, tmp_path) -> None:
