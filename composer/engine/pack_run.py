@@ -46,6 +46,7 @@ class Member(Runner):
         self.session = session
         check_judging(session)
         settle(session, self.record)
+        atomic.write_text(self.record.folder / "recipe.toml", self.recipe.filled())        # the others may go on without its study (`pack_tasks.outsider`)
 
     def begin(self, live: Any) -> None:
         from composer.track import make_tracker
@@ -113,8 +114,9 @@ def run_pack(runs: Runs, *, settings: Settings, only: Sequence[int] | None = Non
             member = Member(recipe, seed, seated(settings, seat, width), records[seat], own, told, wish=wish)
             member.open(sessions[seat])
             member.called = names[seat]
-            records[seat].keep(pack={**facts, "seat": seat})
             members.append(member)
+        for seat in todo:
+            records[seat].keep(pack={**facts, "seat": seat})
         found = _together(members, PackWalk([], Seats(tuple(todo), width), absent), settings)
         return done | dict(zip(todo, found, strict=True))
 

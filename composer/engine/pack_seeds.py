@@ -80,16 +80,22 @@ def grouped(recipe: Any, seeds: Sequence[int], packing: Packing, settings: Setti
         else:
             (done if record.result else started if begun else free).append(seed)
     begun = list(dict.fromkeys(held))
+    free = [seed for seed in free if not any(seed in pack for pack in begun)]       # its pack was killed before it had begun itself
     note = f"seed {', '.join(map(str, started))} was begun alone and goes on alone" if started and packing.most else ""
     return Groups(begun, packs_of(free, packing.most), [*started, *done], note)
 
 
 def begun_as(record: Record, settings: Settings) -> tuple[dict[str, Any], bool]:
-    """The pack in which a run was begun, as its record says it ({}: in none), and whether it was begun at all. Begun again alone, it is in none."""
+    """The pack in which a run was begun, as its record says it ({}: in none), and whether it was begun at all.
+
+    Begun again alone, it is in none; nor is one of which nothing was trained. The curves of a finished run tell of training whose state is lost.
+    """
     files = [settings.out / "nodes" / node["folder"] / "key.json" for node in record.facts.get("nodes", ())]
     machines = [key["machine"] for file in files if (key := read_json(file))]
+    begun = bool(machines or record.result)
     alone = "packed" not in record.result if record.result else bool(machines) and not any("packed" in m for m in machines)
-    return {} if alone else record.facts.get("pack") or {}, bool(machines or record.result)
+    trained = begun or (record.folder / "metrics.jsonl").exists()
+    return record.facts.get("pack") or {} if trained and not alone else {}, begun
 
 
 def why_alone(recipe: Any, packs: Sequence[tuple[int, ...]], packing: Packing, settings: Settings) -> str:

@@ -132,6 +132,18 @@ def test_what_was_begun_together_goes_on_together(study, drive, tmp_path, monkey
     assert {run: mine[run] for run in both} == {run: theirs[run] for run in both}, "bit for bit, in whatever sittings"
 
 
+def test_a_pack_killed_before_it_trains_binds_no_cell(study, drive, tmp_path, monkeypatch):
+    """The other cell is no longer there, and never got a recipe of its own."""
+    from composer.engine.pack_run import Member
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Member, "begin", lambda self, live: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Stopped):
+            drive(study(seeds=1), tmp_path / "runs", pack="auto").run()
+    it = drive(study(D, without="b", seeds=1), tmp_path / "runs", pack="auto")
+    assert it.packs.joint == ((("a", 0), ("d", 0)),) and it.run().as_dict()["failed"] == []
+
+
 def test_runs_begun_by_seed_or_alone_join_no_pack_of_cells(study, drive, tmp_path, monkeypatch):
     from composer.engine.pack_seeds import run_seeds
 

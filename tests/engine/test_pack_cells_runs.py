@@ -10,8 +10,9 @@ import pytest
 from composer.engine import checkpoint
 from composer.engine.pack_fit import open_sessions, refusal
 from composer.engine.pack_layers import Unpackable
-from composer.engine.pack_run import listed, run_pack
-from composer.engine.pack_seeds import run_seeds
+from composer.engine.pack_run import Member, listed, run_pack
+from composer.engine.pack_seeds import begun_as, run_seeds
+from composer.engine.record import Record
 from composer.engine.run import run
 from composer.engine.session import Settings
 from composer.errors import ComposerError, Stopped
@@ -100,6 +101,27 @@ def test_what_was_begun_with_other_cells_is_not_begun_again_among_seeds(grid, st
     done = run_pack(runs, settings=settings(tmp_path))
     again = run_seeds(runs[0][0], [0, 1], pack="auto", settings=settings(tmp_path))
     assert again["runs"] == [done[0], done[1]] and again["packs"] == []
+
+
+def test_a_pack_killed_before_it_trains_binds_nobody(grid, tmp_path, monkeypatch):
+    """Its second run had not begun; the first one's recipe and the second's are there all the same."""
+    plain = Member.begin
+
+    def dying(self, live):
+        if self.seed == 1:
+            raise KeyboardInterrupt
+        plain(self, live)
+
+    runs = grid("at", [["terms.ce.weight=2.0"], []], seeds=(0, 1))
+    monkeypatch.setattr(Member, "begin", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_pack(runs[1:3], settings=settings(tmp_path))
+    monkeypatch.setattr(Member, "begin", plain)
+    for recipe, seed in runs[1:3]:
+        record = Record(tmp_path, recipe, seed)
+        assert record.facts["pack"]["runs"] and begun_as(record, settings(tmp_path)) == ({}, False)
+        assert (record.folder / "recipe.toml").exists()
+    assert "packed" not in run_seeds(runs[2][0], [0], settings=settings(tmp_path))["runs"][0]
 
 
 @pytest.mark.parametrize(("recipe", "sets", "why"), [

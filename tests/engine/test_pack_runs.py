@@ -194,6 +194,24 @@ def test_what_was_begun_alone_goes_on_alone(several, stop_after, tmp_path):
     assert found["packs"] == [[1, 2]] and "seed 0 was begun alone" in found["note"] and [r.get("packed") for r in found["runs"]] == [None, 2, 2]
 
 
+def test_killed_between_the_beginnings_of_two_it_goes_on_as_one_pack(several, tmp_path, monkeypatch):
+    from composer.engine.pack_walk import PackWalk
+
+    plain = PackWalk._resume
+
+    def dying(self, m, place):
+        if m == 1:
+            raise Killed
+        plain(self, m, place)
+
+    monkeypatch.setattr(PackWalk, "_resume", dying)
+    with pytest.raises(Killed):
+        several("at", tmp_path, seeds=[0, 1], pack="2", **MLP)
+    monkeypatch.setattr(PackWalk, "_resume", plain)
+    found = several("at", tmp_path, seeds=[0, 1, 2], pack="auto", **MLP)
+    assert found["packs"] == [[0, 1]] and [r.get("packed") for r in found["runs"]] == [2, 2, None]
+
+
 def test_a_seed_begun_alone_stays_out_of_a_pack_that_others_were_begun_in(several, stop_after, tmp_path):
     """A study has packed seed 1 in a pack of seeds 0 and 1, whose other seat is free."""
     stop_after(2)
