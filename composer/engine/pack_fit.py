@@ -8,6 +8,7 @@ from typing import Any
 
 from composer.engine import backend
 from composer.engine.chain import Node
+from composer.engine.keys import digest
 from composer.engine.pack import values_of, why_not
 from composer.engine.pack_layers import Unpackable
 from composer.engine.pack_net import PackedNet
@@ -25,6 +26,13 @@ def width_of(settings: Settings) -> int:
 def seated(settings: Settings, seat: int, width: int) -> Settings:
     """The settings of the run in that place (from 0): packs run eagerly."""
     return replace(settings, pack=f"{seat + 1} of {width}", backend="eager")
+
+
+def beside(recipes: Sequence[Any]) -> str:
+    """A digest of the recipes by seat, '' where they are one: what sits beside a run decides which calls are made member by member, and how the update is
+    made, so its bits depend on it. Seeds do not."""
+    ids = [recipe.experiment_id for recipe in recipes]
+    return digest(ids)[:16] if len(set(ids)) > 1 else ""
 
 
 def unfit(settings: Settings) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from composer import atomic
 from composer.engine import remarks
 from composer.engine.judge import check_judging
 from composer.engine.lock import Lock
-from composer.engine.pack_fit import open_sessions, refusal, seated, width_of
+from composer.engine.pack_fit import beside, open_sessions, refusal, seated, width_of
 from composer.engine.pack_layers import Unpackable
 from composer.engine.pack_net import Seats
 from composer.engine.pack_walk import PackWalk
@@ -99,7 +100,8 @@ def run_pack(runs: Runs, *, settings: Settings, only: Sequence[int] | None = Non
     if not todo:
         return done
     wish, width, names = Wish(), len(runs), names or [f"seed {seed}" for _, seed in runs]
-    one = len({recipe.experiment_id for recipe, _ in runs}) == 1
+    settings = replace(settings, beside=beside([recipe for recipe, _ in runs]))
+    one = not settings.beside
     facts: dict[str, Any] = {"seeds": [seed for _, seed in runs]} if one else {"runs": [[r.name, seed] for r, (_, seed) in zip(records, runs)]}
     with Signals(wish), contextlib.ExitStack() as locks:
         for seat in sorted(todo, key=lambda seat: str(records[seat].folder)):

@@ -60,6 +60,7 @@ class Settings:
     address: str = ""                        # of a Ray cluster that is there; "": the workers run on this machine
     data_on: str = "auto"                    # where the training images lie: device, host, disk (engine.images)
     pack: str = ""                           # "3 of 16": the run's place in a pack of runs trained together (engine.pack); "": it is trained alone
+    beside: str = ""                         # a digest of the recipes in all seats of the pack (engine.pack_fit); "": they are one
     stop_file: str = ""                      # a file that asks for a stop as SIGTERM does, where signals do not reach
 
     @property
@@ -218,7 +219,7 @@ def machine_of(settings: Settings, device: torch.device) -> dict[str, Any]:
             "device": device_kind(device),
             "threads": torch.get_num_threads() if device.type == "cpu" else 0, "deterministic": settings.deterministic,
             "workers": settings.workers, "sync_bn": settings.sync_bn and settings.workers > 1,
-            **({"packed": settings.pack} if settings.pack else {})}
+            **({"packed": settings.pack} if settings.pack else {}), **({"beside": settings.beside} if settings.beside else {})}
 
 
 def pick_device(name: str) -> torch.device:

@@ -57,6 +57,18 @@ def test_a_pack_of_cells_equals_its_runs_alone_to_rounding(grid, record, tmp_pat
     assert len({result["weights_sha256"] for result in packed.values()}) == 4, "two members are one run"
 
 
+def test_runs_beside_others_have_other_keys(grid, tmp_path):
+    """What sits beside a run decides which calls are made member by member (a word of the loss), and whether one optimiser makes all updates (the rate)."""
+    (own, *others), found = grid("mart", [[], ["terms.boosted_ce.constants=exact"], ["terms.kl.weight=2.0", "train.lr=0.02"]], seeds=(0,)), []
+    for k, other in enumerate([(own[0], 1), (own[0], 2), *others]):
+        result = run_pack([own, other], settings=settings(tmp_path / str(k)))[0]
+        machine = json.loads((tmp_path / str(k) / "nodes" / result["prefix_key"] / "key.json").read_text())["machine"]
+        assert machine["packed"] == "1 of 2" and ("beside" in machine) == (k > 1), "packs of seeds say nothing of each other"
+        found.append((result["prefix_key"], result["weights_sha256"]))
+    assert found[0] == found[1], "the seed beside it changes no bit"
+    assert len({key for key, _ in found}) == 3 and len({weights for _, weights in found}) > 1
+
+
 @pytest.mark.parametrize("saves", [3, 11])
 def test_killed_while_it_saves(saves, grid, tmp_path, monkeypatch):
     class Killed(BaseException):
