@@ -28,11 +28,11 @@ def count_test_images(recipe: Recipe, data_root: Any) -> int | None:
         return None
 
 
-def image_passes(measure: Any, recipe: Recipe) -> float | None:
+def image_passes(measure: Any, recipe: Recipe, selects: bool = False) -> float | None:
     """Of one image under the measure, as the recipe has it; None where nothing is known of it."""
     from composer.evaluate.options import resolve_options
 
-    return passes(measure.use, resolve_options(measure, recipe.threat)) if measure.use in RULES else None
+    return passes(measure.use, resolve_options(measure, recipe.threat, selects)) if measure.use in RULES else None
 
 
 def protocol_passes(recipe: Recipe, images: int) -> tuple[float, tuple[str, ...]]:
@@ -54,7 +54,7 @@ def validation_passes(recipe: Recipe) -> float:
     select = recipe.select
     if not select.held_out or select.attack is None:
         return 0.0
-    return (1 + (image_passes(select.attack, recipe) or 0)) * min(select.n or select.held_out, select.held_out)
+    return (1 + (image_passes(select.attack, recipe, selects=True) or 0)) * min(select.n or select.held_out, select.held_out)
 
 
 def seconds_an_image(session: Any, repeats: int = 3) -> float:

@@ -64,9 +64,8 @@ def validation_model(session: Session, parts: dict[str, Any], which: str) -> nn.
 
 
 def check_judging(session: Session) -> None:
-    """Before hours of training: weights that are to be judged exist in every stretch that may be judged, and the measures' libraries are there."""
-    from composer.evaluate.options import resolve_options
-
+    """Before hours of training: weights that are to be judged exist in every stretch that may be judged, every measure's options mean something, and
+    its library is there."""
     recipe = session.recipe
     errors = unjudged(recipe, [(node.segment, node.plan) for node in session.nodes])
     if errors:
@@ -76,11 +75,24 @@ def check_judging(session: Session) -> None:
         raise ComposerError('evaluate.logits = "cosine"', where=place(recipe)("evaluate.logits"),
                             why=f"the head '{recipe.model.head.use}' has no scale: its logits are no cosines", fix='"scaled", or model.head.use = "hypersphere"')
     for spec in recipe.evaluate.measures:
-        resolve_options(spec, recipe.threat)
-        library = REGISTRY.get("measure", spec.use).flags.get("library")
-        if library and not _installed(library):
-            raise ComposerError(f"the measure '{spec.name}' needs the package {library}, which is not installed", where=place(recipe)("evaluate"),
-                                fix=f"pip install {library}, or choose measures without it (evaluate.use = \"cheap\")")
+        _check_measure(spec, recipe, f"evaluate.{spec.name}", 'choose measures without it (evaluate.use = "cheap")')
+    for spec in recipe.trace.measures if recipe.trace.every else ():
+        _check_measure(spec, recipe, f"trace.{spec.name}", "trace measures without it")
+    if recipe.select.held_out > 0 and recipe.select.attack is not None:
+        _check_measure(recipe.select.attack, recipe, "select.attack", "select by an attack without it", selects=True)
+
+
+def _check_measure(spec: Any, recipe: Any, path: str, otherwise: str, selects: bool = False) -> None:
+    from composer.evaluate.options import resolve_options
+
+    try:
+        resolve_options(spec, recipe.threat, selects)
+    except ComposerError as error:
+        raise ComposerError(error.what, where=place(recipe)(path), why=error.why, fix=error.fix) from None
+    library = REGISTRY.get("measure", spec.use).flags.get("library")
+    if library and not _installed(library):
+        raise ComposerError(f"the measure '{spec.name}' needs the package {library}, which is not installed", where=place(recipe)(path),
+                            fix=f"pip install {library}, or {otherwise}")
 
 
 def _installed(library: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from composer.errors import ComposerError, suggest
@@ -10,11 +11,13 @@ from composer.recipe.types import MeasureSpec, Threat
 from composer.registry import REGISTRY
 
 
-def resolve_options(spec: MeasureSpec, threat: Threat) -> dict[str, Any]:
+def resolve_options(spec: MeasureSpec, threat: Threat, selects: bool = False) -> dict[str, Any]:
     """Every option of the measure with its value: numbers for pixels, a Ref for a nested primitive.
 
     `eps` is settled first and `step` next, since other options may be words of them ("eps/4", "1.25*eps"); "threat" is the threat's
     eps, for `step` the threat's step.
+
+    selects   the best epoch is chosen by it: under a threat without steps that is clean accuracy, as it should be
 
     Errors: ComposerError for an unknown option, a missing one, and for an attack that could not move an image.
     """
@@ -31,13 +34,13 @@ def resolve_options(spec: MeasureSpec, threat: Threat) -> dict[str, Any]:
         if option.name in ("eps", "step"):
             scale[option.name] = settled[option.name]
     if primitive.flags.get("attack"):
-        _check_effort(settled, spec)
+        _check_effort(settled, spec, spec.options if selects else ("eps", "step", "steps"))
     return {option.name: settled[option.name] for option in primitive.options}
 
 
-def _check_effort(settled: dict[str, Any], spec: MeasureSpec) -> None:
+def _check_effort(settled: dict[str, Any], spec: MeasureSpec, names: Collection[str]) -> None:
     """An attack without a radius, a step or steps would print the clean accuracy under its own name."""
-    for name in ("eps", "step", "steps"):
+    for name in (name for name in ("eps", "step", "steps") if name in names):
         value = settled.get(name)
         if isinstance(value, (int, float)) and value <= 0:
             origin = "" if name in spec.options else f" (the threat's {name})"

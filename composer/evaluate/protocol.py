@@ -99,7 +99,7 @@ def attack_accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, spe
     load_catalogue()
     if unit := REGISTRY.get("measure", spec.use).flags.get("unit"):
         raise ComposerError(f"the measure '{spec.use}' cannot select", why=f"its value is in {unit} and no accuracy", fix='say attack = { use = "pgd" }')
-    options = resolve_options(spec, threat)
+    options = resolve_options(spec, threat, selects=True)
     n = min(spec.n or len(y), len(y))
     with undisturbed(model) as plain_one:
         judge = folded(plain_one, x[:8])[0] if x.device.type == "cpu" else plain_one        # the same numbers but for rounding, in two thirds of the time

@@ -50,3 +50,23 @@ def test_apgd_ce_may_select(go, tmp_path):
     pytest.importorskip("pyautoattack")
     result = go("at", tmp_path, **{"select.attack": '{use="apgd_ce", steps=5}', "train.epochs": 1, "train.lr": 0.05})
     assert result["selected"] == "best"
+
+
+@pytest.mark.parametrize(("sets", "where"), [
+    ({"select.attack": '{use="pgd", steps=0}'}, "select.attack"), ({"select.attack": '{use="pgd", eps=0}'}, "select.attack"),
+    ({"trace.every": 1, "trace.still": '{use="pgd", steps=0}'}, "trace.still"), ({"evaluate.still": '{use="pgd", steps=0}'}, "evaluate.still")])
+def test_an_attack_that_moves_nothing_is_told_before_the_first_step(go, tmp_path, monkeypatch, sets, where):
+    from composer.engine.walk import Walk
+    from composer.errors import ComposerError
+
+    monkeypatch.setattr(Walk, "step_done", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(ComposerError, match="moves no image") as caught:
+        go("at", tmp_path, **sets)
+    assert where in caught.value.where
+
+
+def test_a_recipe_without_a_threat_selects_by_clean_accuracy(go, tmp_path):
+    """Its attack takes the threat's steps, and there are none."""
+    result = go("standard", tmp_path, drops=["evaluate.pgd-3"], **{"threat.steps": 0, "select.attack": '{use="pgd", start="zero"}', "train.epochs": 1, "train.lr": 0.05})
+    (row,) = [json.loads(line) for file in tmp_path.glob("nodes/*/metrics.jsonl") for line in file.read_text().splitlines()]
+    assert row["val/pgd"] == row["val/clean"] and list(result["metrics"]) == ["clean"]
