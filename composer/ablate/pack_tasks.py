@@ -53,13 +53,18 @@ def _free(task: Task, by_id: Mapping[str, Task], packs: Packs, fit: set[str]) ->
 
 
 def _fit(by_id: Mapping[str, Task], packs: Packs) -> set[str]:
-    """Tasks that cells packed by seed need."""
+    """Runs that are packed by seed, and their prefixes. One that waits for a run that is trained alone is alone too: seeds of its pack would wait for
+    several tasks."""
     fit: set[str] = set()
     for task in by_id.values():
-        at = task if task.kind == "run" and task.cell in packs.cells and (task.cell, task.seed) not in packs.alone else None
-        while at is not None and at.id not in fit:
-            fit.add(at.id)
+        if task.kind != "run" or task.cell not in packs.cells or (task.cell, task.seed) in packs.alone:
+            continue
+        way, at = {task.id}, by_id.get(task.after)
+        while at is not None and at.kind == "prefix":
+            way.add(at.id)
             at = by_id.get(at.after)
+        if at is None or at.id in fit:
+            fit |= way
     return fit
 
 

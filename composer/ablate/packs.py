@@ -136,6 +136,9 @@ class _Look:
         for cell in grid.distinct if not whole else ():
             if reason := self._why_not(cell):
                 self.reasons[cell.name] = reason
+        lead = next((cell.name for cell in grid.distinct if cell.name in self.reasons and cell.recipe.name in named(grid)), "")
+        if lead and not whole:
+            self.reasons |= {cell.name: f"it waits for {lead}, which is trained alone" for cell in grid.distinct if cell.name not in self.reasons}
 
     def _why_not(self, cell: Any) -> str:
         from composer.engine.pack_fit import refusal, too_large

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from composer.ablate.packs import runs_text
+from composer.ablate.pack_tasks import packed
+from composer.ablate.packs import Packs, runs_text
+from composer.ablate.types import Task
 from composer.errors import Stopped
 
 MLP = {"sets": ("model.use=mlp", "model.widths=[64,64]", "train.epochs=2"), "drops": ("model.channels",)}
@@ -247,6 +249,35 @@ def test_packs_that_are_known_by_their_records_alone_stay(grid, drive, kill, tmp
     again = drive(grid("start", seeds=2), tmp_path / "runs", pack="auto")
     assert again.packs.cells == {"full"} and again.packs.seeds == ((0, 1),) and "Not packed: -start" in again.packs.note
     assert again.run().as_dict()["failed"] == [] and packed_of(again) == {("full", 0): 2, ("full", 1): 2, ("-start", 0): None, ("-start", 1): None}
+
+
+def waiting(seed):
+    """One seed's tasks: M and N, which share epochs, wait for L's run."""
+    def run(cell, after):
+        spec = {"kind": "run", "recipe": cell, "name": cell, "seed": seed, "settings": {}}
+        return Task(f"{cell}/s{seed}", "run", f"{cell}, seed {seed}", spec, after, 4, cell, seed)
+
+    prefix = Task(f"P/s{seed}", "prefix", "", {"kind": "prefix", "recipe": "M", "seed": seed}, f"L/s{seed}", 2, "M", seed)
+    return [run("L", ""), prefix, run("M", prefix.id), run("N", prefix.id)]
+
+
+APART = {task.id: task.after for seed in (0, 1) for task in waiting(seed)}
+
+
+@pytest.mark.parametrize(("cells", "alone", "want", "leads"), [
+    ("LMN", [], {"L/s0+1": "", "P/s0+1": "L/s0+1", "M/s0+1": "P/s0+1", "N/s0+1": "P/s0+1"}, {(("L", 0), ("L", 1))}),
+    ("MN", [], APART, {()}),
+    ("LMN", [("L", 0)], APART, {(), (("L", 1),)})], ids=["all", "lead_unfit", "lead_begun_alone"])
+def test_what_waits_for_a_run_that_is_trained_alone_is_alone(cells, alone, want, leads):
+    """A lead that cannot be packed is in no pack though others wait for it; runs that wait each for their own seed's lead are no pack either."""
+    made = packed([*waiting(0), *waiting(1)], Packs(((0, 1),), frozenset(cells), alone=frozenset(alone)), lambda name: (name, name))
+    assert {task.id: task.after for task in made} == want and {task.runs for task in made if task.cell == "L"} == leads
+
+
+def test_cells_behind_one_that_cannot_be_packed(study, drive, tmp_path):
+    rank = "d = { put = { 'evaluate.rank' = { use = 'rank', reference = 'approx_emr_at' } } }\ne = { recipe = 'approx_emr_at' }"
+    it = drive(study(rank), tmp_path / "runs", pack="auto")
+    assert not it.packs.cells and "e: terms.emr differentiates twice" in it.packs.note and "a: it waits for e, which is trained alone" in it.packs.note
 
 
 def test_cells_that_share_epochs_are_packed_by_seed(grid, drive, tmp_path):
