@@ -28,13 +28,36 @@ def dual(x: Tensor, norm: str) -> Tensor:
     return flat.abs().sum(2) if norm == "linf" else flat.square().sum(2).sqrt() if norm == "l2" else flat.abs().amax(2)
 
 
+def onto_linf(t: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """[n,D] d of the least |d|_inf with w·(t + d) = b and t + d in [0,1]; as far that way as the box lets where it does not reach.
+
+    Every number moves by min(r, room) the way that helps, so sum_i |w_i| min(r, room_i) = |w·t - b| is to be solved for r. The left side is concave and
+    piecewise linear in r: Newton's steps from 0 never pass the root, and are done when no further number has used up its room. A handful of steps, where
+    the library sorts all rooms.
+    """
+    lack = b - (w * t).sum(1)
+    way = torch.where(lack < 0, -1.0, 1.0).to(t).unsqueeze(1) * w.sign()
+    room = torch.where(way > 0, 1 - t, t)
+    pull = w.abs()
+    lack, reach = lack.abs(), (pull * room).sum(1)
+    r, slope = torch.zeros_like(lack), torch.full_like(lack, torch.inf)
+    for _ in range(t.shape[1]):
+        free = pull * (room > r.unsqueeze(1))
+        last, slope = slope, free.sum(1)
+        if not (slope < last).any():
+            break
+        short = lack - (pull * room.minimum(r.unsqueeze(1))).sum(1)
+        r = r + torch.where(slope > 0, short / slope.clamp_min(1e-38), 0).clamp_min(0)
+    return way * room.minimum(torch.where(lack < reach, r, 1.0).unsqueeze(1))
+
+
 @dataclass
 class Boundary:
     """FAB; with `targets` the targeted one, a job's tag naming the class by clean logit from the end, else a restart.
 
     Formula: x' = (1-a)(x + 1.05 d) + a(x_0 + 1.05 d_0), d and d_0 the projections of x and the image x_0 onto the linearised boundary,
              a = min(|d|/(|d|+|d_0|), 0.1); behind the boundary x := x_0 + 0.9 (x - x_0)
-    Paper:   Croce and Hein, ICML 2020 (FAB); the projections are the library's
+    Paper:   Croce and Hein, ICML 2020 (FAB); the projections in l2 and l1 are the library's
     """
 
     model: Callable[[Tensor], Tensor]
@@ -49,7 +72,7 @@ class Boundary:
     def __post_init__(self) -> None:
         from pyautoattack import fab_projections
 
-        self.onto: Callable[..., Any] = getattr(fab_projections, f"projection_{self.norm}")
+        self.onto: Callable[..., Any] = onto_linf if self.norm == "linf" else getattr(fab_projections, f"projection_{self.norm}")
 
     def start(self, x: Tensor, y: Tensor, who: Tensor, tag: Tensor) -> State:
         there = who.to(x.device)

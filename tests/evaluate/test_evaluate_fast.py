@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -182,3 +183,30 @@ def test_a_killed_fast_run_goes_on(trained, digits, threat, tmp_path, monkeypatc
     rest: list[int] = []
     again = evaluate(trained, x, y, spec, threat=threat, seed=0, batch_size=10, store=tmp_path, progress=lambda name, done, total: rest.append(done))
     assert rest == [2, 3] and torch.equal(again.flags["a"], whole)
+
+
+@pytest.mark.parametrize("far", [0.01, 1.0, 10.0, 1e4])
+def test_the_projection_is_the_linear_programs_and_the_librarys(far):
+    """min r with |d| <= r, w·(t + d) = b and t + d in [0,1], by scipy; beyond the box's reach, as far as it goes. Images at the edge, weights of zero."""
+    from pyautoattack.fab_projections import projection_linf
+    from scipy.optimize import linprog
+
+    from composer.evaluate.boundary import onto_linf
+
+    generator = torch.Generator().manual_seed(3)
+    t, w = torch.rand((30, 40), generator=generator, dtype=torch.float64), torch.randn((30, 40), generator=generator, dtype=torch.float64) ** 3
+    t[:, :4], t[:, 4:8], w[:, 6:10], w[0] = 0, 1, 0, 0
+    b = (w * t).sum(1) + far * torch.randn(30, generator=generator, dtype=torch.float64)
+    found = onto_linf(t, w, b)
+    torch.testing.assert_close(found[1:], projection_linf(t, w, b)[1:], rtol=0, atol=1e-12)
+    assert (t + found).min() >= -1e-12 and (t + found).max() <= 1 + 1e-12 and not found[w == 0].any()
+    one = np.ones((40, 1))
+    for i in range(1, 30):
+        bounds = [*zip(-t[i].numpy(), 1 - t[i].numpy(), strict=True), (0, None)]
+        sides = np.block([[np.eye(40), -one], [-np.eye(40), -one]])
+        best = linprog([0] * 40 + [1], sides, np.zeros(80), [[*w[i].tolist(), 0]], [float(b[i] - w[i] @ t[i])], bounds)
+        short = float((w[i] * (t[i] + found[i])).sum() - b[i])
+        assert (best.status == 0) == (abs(short) < 1e-9), (i, best.message, short)
+        if best.status == 0:
+            assert abs(best.fun - float(found[i].abs().max())) < 1e-9
+    assert not onto_linf(t, torch.full_like(w, torch.nan), b).any(), "along an undefined slope nothing moves, and the search ends"
