@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,12 +108,20 @@ def _twice(ray: Any, given: Mapping[str, Any]) -> None:
         ray.init(**given)
 
 
-def places(resources: Mapping[str, float], options: LaunchOptions) -> int:
-    """Tasks that fit on a cluster at once: by cores, by GPUs (a share does not cross GPUs), and no more than `jobs`."""
-    found = int(resources.get("CPU", 0) / options.cores + 1e-6)
-    if options.gpus_per_run:
-        gpus, share = resources.get("GPU", 0), options.gpus_per_run
-        found = min(found, int(gpus) * int(1 / share + 1e-6) if share < 1 else int(gpus / share + 1e-6))
+def nodes(ray: Any) -> list[Mapping[str, float]]:
+    """What each machine of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def places(machines: Sequence[Mapping[str, float]], options: LaunchOptions) -> int:
+    """Tasks that fit on the machines at once: by cores, by GPUs (a share does not cross GPUs, a task no machines), and no more than `jobs`."""
+    found = 0
+    for has in machines:
+        here = int(has.get("CPU", 0) / options.cores + 1e-6)
+        if options.gpus_per_run:
+            gpus, share = has.get("GPU", 0), options.gpus_per_run
+            here = min(here, int(gpus) * int(1 / share + 1e-6) if share < 1 else int(gpus / share + 1e-6))
+        found += here
     return min(found, options.jobs) if options.jobs else found
 
 
@@ -122,11 +130,12 @@ def await_a_place(options: LaunchOptions, stop: Stop, look: Callable[[], None]) 
     import ray
 
     end = time.monotonic() + (JOIN if options.address else 0)
-    while not places(has := ray.cluster_resources(), options) and not stop.reason:
+    while not places(found := nodes(ray), options) and not stop.reason:
         look()
         if time.monotonic() >= end:
+            each = sorted({f"{has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs" for has in found})
             raise ComposerError(f"no task fits: each needs {options.cores:g} cores and {options.gpus_per_run:g} GPUs",
-                                why=f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs", fix="lower --gpus-per-run or --threads")
+                                why=f"a machine of Ray's has {', or '.join(each) or 'nothing'}", fix="lower --gpus-per-run or --threads")
         time.sleep(POLL)
 
 
@@ -169,7 +178,7 @@ class _Driver:
         """A cluster may grow and shrink."""
         now = time.monotonic()
         if now - self._looked >= PLACES:
-            self._looked, self.free = now, places(self.ray.cluster_resources(), self.options)
+            self._looked, self.free = now, places(nodes(self.ray), self.options)
         return self.free
 
     # -- the loop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from composer.ablate import bench
 from composer.ablate.types import ANALYSIS, Grid
@@ -45,8 +45,8 @@ def check_jobs(options: Options) -> None:
             raise ComposerError(f"{flag} {value}", where="command line", fix=f"at least {least}")
 
 
-def threads_of(options: Options) -> int:
-    """CPU threads of a task: this machine's cores over the tasks that it does at once. That is `jobs`; where that is
+def threads_of(options: Any) -> int:
+    """CPU threads of a task of a grid, or of a sweep's trial, by jobs, address and gpus_per_run: this machine's cores over the tasks that it does at once. That is `jobs`; where that is
     as many as a cluster holds, it is as many as this machine's GPUs take, and one without GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = options.jobs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ class SweepOptions:
     budget      seconds after which no trial goes on; 0: none
     jobs        trials at once, each a process of Ray; 0: one after the other in this process, without Ray, or as many as the cluster at `address` holds
     retries     times a trial whose process died is taken up again, from its last checkpoint
-    threads     of PyTorch in each trial; 0: the cores over the jobs
+    threads     of PyTorch in each trial; 0: those that the sweep was begun with, else `threads_of`, as in a grid
     """
 
     trials: int = 20
@@ -78,8 +77,3 @@ def installed(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
         return False
-
-
-def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

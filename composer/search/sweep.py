@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from composer import atomic
+from composer.ablate.planned import threads_of
 from composer.engine.lock import Held, Lock
 from composer.errors import ComposerError, Stopped
 from composer.recipe.recipe import Recipe
 from composer.search.best import winners, write_bests
 from composer.search.loops import work_through
-from composer.search.options import SweepOptions, cores
+from composer.search.options import SweepOptions
 from composer.search.plots import importance, pictures
 from composer.search.propose import Drawn, Points, Rungs, rungs
 from composer.search.report import write_tables
@@ -80,10 +81,9 @@ def sweep(recipe: Recipe, options: SweepOptions, *, space: Space | None = None) 
 def settled(options: SweepOptions) -> SweepOptions:
     """Options checked, with the threads of a trial and quiet trials where several run at once."""
     options = options.checked()
-    threads = options.threads or max(1, cores() // max(1, options.jobs))
     settings = replace(options.settings, out=options.settings.out.absolute(), data_root=options.settings.data_root.absolute(),
                        quiet=options.settings.quiet or not options.here)
-    return replace(options, threads=threads, settings=settings)
+    return replace(options, threads=options.threads or threads_of(options), settings=settings)
 
 
 def anew(store: Store, options: SweepOptions) -> SweepOptions:

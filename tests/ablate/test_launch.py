@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from composer import atomic
+from composer.ablate import launch_ray
 from composer.ablate.launch import LaunchOptions, launch
 from composer.ablate.launch_ray import cluster, environment, places, temporary_folder
 from composer.ablate.progress import Board
@@ -43,12 +45,25 @@ def logged(folder: Path, name: str) -> list[dict]:
 
 def test_places():
     def fit(resources: dict, **more) -> int:
-        return places(resources, options_of(Path("x"), **more))
+        return places([resources], options_of(Path("x"), **more))
 
     assert fit({"CPU": 8}, jobs=0, address="auto") == 8 and fit({"CPU": 8}, jobs=3) == 3 and fit({"CPU": 8}, threads=3, jobs=0) == 2
     assert fit({"CPU": 64, "GPU": 4}, jobs=0, gpus_per_run=0.25) == 16 and fit({"CPU": 64, "GPU": 4}, jobs=0, gpus_per_run=0.3) == 12
     assert fit({"CPU": 64, "GPU": 4}, jobs=0, gpus_per_run=2) == 2 and fit({"CPU": 64}, jobs=0, gpus_per_run=1) == 0
     assert fit({}, jobs=2) == 0 and fit({"CPU": 2}, cpus=0.5, jobs=0) == 4
+
+
+def test_a_task_fits_on_one_machine_or_nowhere(tmp_path, monkeypatch):
+    """Four machines of 32 cores have no place for a task of 64."""
+    four, wide = [{"CPU": 32, "GPU": 1}] * 4, options_of(tmp_path, jobs=0, address="auto", threads=64)
+    assert places(four, wide) == 0 and places(four, options_of(tmp_path, jobs=0, threads=20)) == 4
+    assert places(four, options_of(tmp_path, jobs=0, gpus_per_run=2)) == 0 and places(four, options_of(tmp_path, jobs=0, gpus_per_run=0.5)) == 8
+    pytest.importorskip("ray")
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": has} for has in four] + [{"Alive": False, "Resources": {"CPU": 128}}])
+    monkeypatch.setattr(launch_ray, "JOIN", 0.0)
+    with pytest.raises(ComposerError, match="each needs 64 cores") as caught:
+        launch_ray.await_a_place(wide, SimpleNamespace(reason=""), lambda: None)
+    assert "32 cores and 1 GPUs" in caught.value.why
 
 
 def test_the_environment_of_a_worker(tmp_path, monkeypatch):
@@ -275,6 +290,29 @@ def test_threads_are_the_cores_over_what_runs_at_once(monkeypatch):
     assert [threads_of(Options(jobs=j)) for j in (0, 1, 4, 64)] == [32, 32, 8, 1]
     assert threads_of(Options(jobs=0, address="auto")) == 32 and threads_of(Options(jobs=0, address="auto", gpus_per_run=0.25)) == 4
     assert threads_of(Options(jobs=0, address="auto", gpus_per_run=2.0)) == 32 and threads_of(Options(jobs=2, gpus_per_run=0.25)) == 16
+
+
+@pytest.mark.parametrize("asked", [{"jobs": 0, "address": "auto", "gpus_per_run": 0.25}, {"jobs": 0, "address": "auto", "gpus_per_run": 1.0}, {"jobs": 4},
+                                   {"jobs": 0, "address": "auto"}, {"jobs": 2, "threads": 5}])
+def test_a_sweeps_trials_have_the_threads_of_a_grids_tasks(monkeypatch, asked):
+    """And Ray is asked for as many cores: 64 cores and 8 GPUs take eight trials of one GPU at once, not one."""
+    import torch
+
+    from composer.ablate.drive import Options
+    from composer.ablate.planned import threads_of
+    from composer.search.on_ray import launching
+    from composer.search.options import SweepOptions
+    from composer.search.sweep import settled
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr("composer.search.options.need", lambda *_, **__: None)
+    options = settled(SweepOptions(grid=True, **asked))
+    assert options.threads == (asked.get("threads") or threads_of(Options(**asked)))
+    start = launching(SimpleNamespace(folder=Path("x")), options)
+    assert start.cores == options.threads
+    if asked.get("gpus_per_run") == 1.0:
+        assert places([{"CPU": 64, "GPU": 8}], start) == 8
 
 
 def test_workers_are_told_all_plugins_whoever_named_them(monkeypatch):
