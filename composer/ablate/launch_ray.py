@@ -125,7 +125,7 @@ def places(machines: Sequence[Mapping[str, float]], options: LaunchOptions) -> i
     return min(found, options.jobs) if options.jobs else found
 
 
-def await_a_place(options: LaunchOptions, stop: Stop, look: Callable[[], None]) -> None:
+def await_a_place(options: LaunchOptions, stop: Stop, look: Callable[[], None], fix: str = "lower --gpus-per-run or --threads") -> None:
     """Wait until a task fits; `look` sees meanwhile whether Ray lives. Errors: ComposerError where no task will ever fit."""
     import ray
 
@@ -135,7 +135,7 @@ def await_a_place(options: LaunchOptions, stop: Stop, look: Callable[[], None]) 
         if time.monotonic() >= end:
             each = sorted({f"{has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs" for has in found})
             raise ComposerError(f"no task fits: each needs {options.cores:g} cores and {options.gpus_per_run:g} GPUs",
-                                why=f"a machine of Ray's has {', or '.join(each) or 'nothing'}", fix="lower --gpus-per-run or --threads")
+                                why=f"a machine of Ray's has {', or '.join(each) or 'nothing'}", fix=fix)
         time.sleep(POLL)
 
 

@@ -15,7 +15,7 @@ from composer.search.plots import pictures
 from composer.search.propose import Points, over
 from composer.search.report import write_tables
 from composer.search.store import Store
-from composer.search.sweep import Goal, anew, keys_of, name_of, note_dropped, settled, summary, work_tracked
+from composer.search.sweep import Goal, anew, as_begun, keys_of, name_of, note_dropped, settled, summary, work_tracked
 from composer.search.trial import measures_of, validated
 from composer.track_grid import GridRun, close_grid, open_grid
 
@@ -47,7 +47,7 @@ def run_grid(row: Row, options: SweepOptions, *, parent: GridRun | None = None) 
     store = Store(options.settings.out, options.name or name_of(recipe, facts | {"rungs": list(row.rungs), "keep": row.keep}))
     options = anew(store, options)
     held = store.begin(facts | {"threads": options.threads, "rungs": list(rungs), "keep": row.keep})
-    options = replace(options, threads=held["threads"], trials=len(points))
+    options = replace(as_begun(options, held), trials=len(points))
     mine = parent or open_grid(store.out, store.name, facts, {"kind": "sweep", "recipe": recipe.name, "row": row.name}, folder=store.folder,
                                experiment=recipe.name, enabled=options.settings.track)
     _halve(row, store, points, goal, options, mine, rungs)

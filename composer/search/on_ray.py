@@ -53,7 +53,8 @@ def work_on_ray(recipe: Recipe, source: Source, store: Store, make: Callable[[in
             with cluster(start, Board([], quiet=True)):
                 stop.listen()                             # Ray has put its own handler in the place of ours
                 watch = Watch(store, options, stop)
-                await_a_place(start, stop, watch.look)
+                await_a_place(start, stop, watch.look, "lower --gpus-per-run, or begin the sweep anew (--fresh, or another --name) with "
+                              f"--threads lower than {options.threads}: this one keeps those it was begun with")
                 watch.over(tuner(recipe, source, replace(work, settings=replace(work.settings, stop_file=str(stop.file))), watch, scratch, start.cores))
         except KeyboardInterrupt:
             stop.ask("Ctrl-C")

@@ -64,7 +64,7 @@ def sweep(recipe: Recipe, options: SweepOptions, *, space: Space | None = None) 
     store = Store(options.settings.out, options.name or name_of(recipe, facts))
     options = anew(store, options)
     held = store.begin(facts | {"threads": options.threads, "rungs": list(at)})
-    options = replace(options, threads=held["threads"], trials=len(points) or options.trials)     # bits depend on the number of threads
+    options = replace(as_begun(options, held), trials=len(points) or options.trials)
     for path, why in left.items():
         options.say(f"{path} is not searched: {why}")
     parent = open_grid(store.out, store.name, {"metric": goal.metric, "trials": options.trials, **facts}, {"kind": "sweep", "recipe": recipe.name},
@@ -84,6 +84,13 @@ def settled(options: SweepOptions) -> SweepOptions:
     settings = replace(options.settings, out=options.settings.out.absolute(), data_root=options.settings.data_root.absolute(),
                        quiet=options.settings.quiet or not options.here)
     return replace(options, threads=options.threads or threads_of(options), settings=settings)
+
+
+def as_begun(options: SweepOptions, held: dict[str, Any]) -> SweepOptions:
+    """With the threads of the trials before: bits depend on their number."""
+    if options.threads != held["threads"]:
+        options.say(f"trials have {held['threads']} threads, as the sweep was begun, not {options.threads}: --fresh or another --name begins anew")
+    return replace(options, threads=held["threads"])
 
 
 def anew(store: Store, options: SweepOptions) -> SweepOptions:

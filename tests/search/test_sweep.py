@@ -107,6 +107,30 @@ def test_trials_that_cannot_be_are_told_and_end_nothing(recipe, options):
     assert caught.value.exit_code == 3 and "diverged" in caught.value.why
 
 
+def test_a_sweep_keeps_its_threads_and_says_so(recipe, options, monkeypatch):
+    space, said = {"train.lr": {"choices": [0.05]}}, []
+    sweep(recipe, options(grid=True, name="t"), space=space)
+    sweep(recipe, options(grid=True, name="t", threads=2, say=said.append), space=space)
+    assert [text for text in said if "threads" in text] == ["trials have 1 threads, as the sweep was begun, not 2: --fresh or another --name begins anew"]
+    assert json.loads((options().settings.out / "sweeps" / "t" / "sweep.json").read_text())["threads"] == 1
+
+
+def test_a_cluster_too_small_for_a_sweep_names_what_helps(recipe, options, tmp_path, monkeypatch):
+    """Fewer --threads alone would change nothing: the sweep keeps its own."""
+    ray = pytest.importorskip("ray")
+    from contextlib import nullcontext
+
+    from composer.ablate import launch_ray
+    from composer.search import on_ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
+    monkeypatch.setattr(launch_ray, "JOIN", 0.0)
+    monkeypatch.setattr(on_ray, "cluster", lambda *_: nullcontext())
+    with pytest.raises(ComposerError, match="each needs 64 cores") as caught:
+        sweep(recipe, options(grid=True, address="there", threads=64), space={"train.lr": {"choices": [0.05]}})
+    assert "--fresh" in caught.value.fix and "--threads lower than 64" in caught.value.fix
+
+
 def test_a_budget_leaves_trials_for_the_next_sitting(recipe, options):
     asked = options(grid=True, name="b")
     short = sweep(recipe, SweepOptions(**{**vars(asked), "budget": 1e-6}), space=GRID)
