@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,21 @@ class Voice:
         return getattr(self.live, name) if self.leads() else lambda *_, **__: None
 
 
+class Heard:
+    """An observer, told by whoever leads the pack; anybody asks it whether to stop."""
+
+    def __init__(self, observer: Observer, leads: Callable[[], bool]):
+        self.observer, self.leads, self.stop = observer, leads, observer.stop
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        if self.leads():
+            self.observer.epoch(epoch, metrics)
+
+    def resumed(self, epoch: int) -> None:
+        if self.leads() and (tell := getattr(self.observer, "resumed", None)):
+            tell(epoch)
+
+
 def run_pack(runs: Runs, *, settings: Settings, only: Sequence[int] | None = None, tags: Callable[[int], dict[str, str]] | None = None,
              observer: Observer | None = None, names: Sequence[str] = ()) -> dict[int, Outcome]:
     """Train, evaluate and record the runs of a pack; by place the result of each, or the error with which it diverged.
@@ -89,7 +105,7 @@ def run_pack(runs: Runs, *, settings: Settings, only: Sequence[int] | None = Non
     runs     all of the pack, in its order: a run's place is part of what it computes
     only     places of those that are still to be run (default: all without a result)
     tags     by place
-    observer follows the first of them
+    observer follows the first of them that is not lost
     names    of the runs, in what is said (default: their seeds)
 
     Errors: Unpackable before anything is written; Stopped after a signal, with every member saved; as those of a run.
@@ -110,16 +126,16 @@ def run_pack(runs: Runs, *, settings: Settings, only: Sequence[int] | None = Non
         if reason := refusal(list(sessions.values())):
             raise Unpackable(reason)
         absent = {} if one else open_sessions({seat: run for seat, run in enumerate(runs) if seat not in todo}, width, settings)
-        members = []
+        members, pack = [], PackWalk([], Seats(tuple(todo), width), absent)
         for k, (seat, (recipe, seed)) in enumerate(todo.items()):
-            own, told = tags(seat) if tags else {}, observer if k == 0 else None
+            own, told = tags(seat) if tags else {}, Heard(observer, partial(pack.leads, k)) if observer else None
             member = Member(recipe, seed, seated(settings, seat, width), records[seat], own, told, wish=wish)
             member.open(sessions[seat])
             member.called = names[seat]
             members.append(member)
         for seat in todo:
             records[seat].keep(pack={**facts, "seat": seat})
-        found = _together(members, PackWalk([], Seats(tuple(todo), width), absent), settings)
+        found = _together(members, pack, settings)
         return done | dict(zip(todo, found, strict=True))
 
 
@@ -132,7 +148,7 @@ def _together(members: list[Member], pack: PackWalk, settings: Settings) -> list
     try:
         with Live(session.nodes[-1].segment.last, steps, title, quiet=settings.quiet) as live:
             for k, member in enumerate(members):
-                member.begin(Voice(live, member.called, lambda k=k: k == min((j for j in range(len(members)) if j not in pack.lost), default=0), said))
+                member.begin(Voice(live, member.called, partial(pack.leads, k), said))
                 pack.walks.append(member.walk)
             trainers = pack.train()
             for k, member in enumerate(members):
@@ -187,8 +203,9 @@ def train_pack_prefix(recipe: Any, seeds: Sequence[int], *, until: int, settings
         with Live(until, first.feed(first.nodes[0].segment).steps, title, quiet=settings.quiet) as live:
             pack = PackWalk([], Seats(tuple(todo), len(seeds)))
             for k, (seat, seed) in enumerate(todo.items()):
-                voice: Any = Voice(live, f"seed {seed}", lambda k=k: k == 0, said)
-                pack.walks.append(Walk(sessions[seat], voice, wish, observer if k == 0 else None))
+                leads = partial(pack.leads, k)
+                voice: Any = Voice(live, f"seed {seed}", leads, said)
+                pack.walks.append(Walk(sessions[seat], voice, wish, Heard(observer, leads) if observer else None))
             pack.train()
     found: dict[int, dict[str, Any] | Diverged] = {}
     for k, (seat, seed) in enumerate(todo.items()):

@@ -35,6 +35,13 @@ class PackWalk:
         self.lost: dict[int, Diverged] = {}
         self.trainers: dict[int, Trainer] = {}
         self._parts: dict[int, dict[str, Any]] = {}
+        self._now: tuple[list[int], Mapping[int, Diverged]] = ([], {})          # who trains, and by place among them who has been lost since
+
+    def leads(self, m: int) -> bool:
+        """Whether this member speaks for the pack: the first of those that train, between two stretches the first that is not lost."""
+        training, lost = self._now
+        here = [m for k, m in enumerate(training) if k not in lost] or [m for m in range(len(self.walks)) if m not in self.lost]
+        return m == (here or [0])[0]
 
     def train(self) -> dict[int, Trainer]:
         """The last trainer of every member that is not lost."""
@@ -61,7 +68,8 @@ class PackWalk:
                 self._enter(m, k)
             waiting = [m for m in here if not self.walks[m]._loaded(self.trainers[m])]
             if waiting:
-                self.walks[waiting[0]].live.phase(", ".join(node.segment.phases), self.trainers[waiting[0]].feed.steps)
+                for walk in self.walks:                          # heard from who leads
+                    walk.live.phase(", ".join(node.segment.phases), self.trainers[waiting[0]].feed.steps)
                 self._train(waiting)
 
     def _start(self, walk: Walk) -> int:
@@ -153,7 +161,11 @@ class PackWalk:
         trainers = [self.trainers[m] for m in members]
         seats = Seats(tuple(self.seats.taken[m] for m in members), self.seats.width)
         pack = Lockstep(trainers, PackedNet([t.net for t in trainers], tuple(trainers[0].session.dataset.shape), seats), self._absent(seats, trainers[0]))
-        pack.run_all(locks)
+        self._now = members, pack.lost
+        try:
+            pack.run_all(locks)
+        finally:
+            self._now = [], {}
         for k, m in enumerate(members):
             if k in pack.lost:
                 self.lost[m] = pack.lost[k]

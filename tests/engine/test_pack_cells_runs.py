@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from composer.engine import checkpoint
+from composer.engine.pack import Lockstep
 from composer.engine.pack_fit import open_sessions, refusal
 from composer.engine.pack_layers import Unpackable
 from composer.engine.pack_run import Member, listed, run_pack
@@ -15,8 +17,9 @@ from composer.engine.pack_seeds import begun_as, run_seeds
 from composer.engine.record import Record
 from composer.engine.run import run
 from composer.engine.session import Settings
-from composer.errors import ComposerError, Stopped
+from composer.errors import ComposerError, Diverged, Stopped
 from composer.recipe.load import load
+from composer.report.live import Live
 
 TIMES = ("seconds", "train_seconds", "out", "peak_memory_bytes")
 GRID = [[], ["terms.margin.delta=0.4", "inner.x_adv.terms.margin.delta=0.4"], ["parts.ema.decay=0.7", "terms.align.weight=30.0", "train.lr=0.02"]]
@@ -146,6 +149,22 @@ def test_runs_that_are_not_one_up_to_numbers(recipe, sets, why, grid, tmp_path):
     with pytest.raises(Unpackable, match=why):
         run_pack(list(runs.values()), settings=settings(tmp_path))
     assert not list(tmp_path.glob("experiments/*/record.json"))
+
+
+def test_progress_is_told_by_the_next_when_the_first_is_lost(grid, tmp_path, monkeypatch):
+    plain, epochs, shown = Lockstep._step, [], []
+
+    def poisoned(self, batch, epoch):
+        if self.progress.step == 1 and not self.lost:
+            self.net.parameters["head.weight"].data[0].fill_(float("nan"))
+        plain(self, batch, epoch)
+
+    monkeypatch.setattr(Lockstep, "_step", poisoned)
+    monkeypatch.setattr(Live, "step", lambda self, epoch, batch, images=0, **more: shown.append((epoch, batch)))
+    observer = SimpleNamespace(epoch=lambda epoch, metrics: epochs.append(epoch), resumed=lambda epoch: None, stop=lambda: "")
+    found = run_pack(grid("at", [[]], seeds=(0, 1, 2)), settings=settings(tmp_path), observer=observer)
+    assert isinstance(found[0], Diverged) and [found[k]["seed"] for k in (1, 2)] == [1, 2]
+    assert epochs == [1, 2, 3] and shown == [(epoch, batch) for epoch in (1, 2, 3) for batch in (1, 2, 3)]
 
 
 def test_what_a_pack_is_called():
