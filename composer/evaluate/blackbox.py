@@ -17,7 +17,7 @@ from composer.shapes import Ge, Gt, Images, Labels, Module, Norm, PerExample, Pi
 BETAS, TINY = (0.9, 0.999), 1e-8        # Adam's
 
 
-@measure(attack=True, blind=True, costly=True)
+@measure(attack=True, blind=True, costly=True, key=lambda options, run: None if options["norm"].use == "linf" else "mean-square")
 def spsa(model: Module, x: Images, y: Labels, draws: Any, batch_size: int, report: Callable[..., None], slot: Any, *, delta: Annotated[Pixels, Gt(0)] = 0.001,
          samples: Annotated[int, Ge(1)] = 100, steps: Annotated[int, Ge(1)] = 20, lr: Annotated[float, Gt(0)] = 0.01, eps: ThreatPixels,
          norm: Norm) -> Measured:

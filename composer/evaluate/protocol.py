@@ -18,7 +18,7 @@ from composer.evaluate.results import Evaluation, Measured, Run
 from composer.evaluate.store import Slot, data_digest, digest
 from composer.evaluate.trust import Verdict, judge_trust
 from composer.evaluate.trust_probe import Probe, probe
-from composer.options import plain
+from composer.options import Ref, plain
 from composer.recipe.types import MeasureSpec, Threat
 from composer.registry import REGISTRY, Primitive
 from composer.shapes import Tensor
@@ -155,13 +155,22 @@ def _about(primitive: Primitive, options: dict[str, Any], data: str, seed: int, 
     about = {"use": primitive.name, "options": plain(options), "data": data, "seed": seed, "subject": subject}
     if run is not None and any(need.name == "run" for need in primitive.needs):
         about["run"] = run.key
-    if key := primitive.flags.get("key"):
-        about["key"] = key(options, run)            # what else its numbers hang on: a second network's weights
+    about |= _key("key", primitive, options, run)
+    for name, value in options.items():
+        if isinstance(value, Ref) and value.kind == "measure":
+            about |= _key(f"key.{name}", REGISTRY.get("measure", value.use), {**options, **value.options}, run)
     if primitive.flags.get("partition"):
         about["batch_size"] = batch_size           # its random numbers depend on how the images are cut into batches
     if library := primitive.flags.get("library"):
         about["library"] = f"{library} {_version(library)}"
     return about
+
+
+def _key(name: str, primitive: Primitive, options: dict[str, Any], run: Run | None) -> dict[str, Any]:
+    """What else its numbers hang on, if anything: a second network's weights, another formula than before."""
+    key = primitive.flags.get("key")
+    found = key(options, run) if key else None
+    return {} if found is None else {name: found}
 
 
 def _version(library: str) -> str:

@@ -14,6 +14,7 @@ from composer.evaluate.protocol import evaluate
 from composer.evaluate.store import Slot
 from composer.options import Ref
 from composer.recipe.types import MeasureSpec
+from composer.registry import REGISTRY
 
 PAPERS = [{"samples": 100, "steps": 20}, {"samples": 256, "steps": 100}]      # LMA-AT's, MWPB's; delta 0.001 and lr 0.01 in both
 
@@ -115,6 +116,25 @@ def test_neither_batch_size_nor_n_changes_an_image(trained, digits, threat):
     first = evaluate(trained, x, y, [MeasureSpec("s", "spsa", options, n=70)], threat=threat, seed=0, batch_size=200)
     assert torch.equal(whole.flags["s"][:70], first.flags["s"]) and first.n["s"] == 70
     assert 0.1 < whole.metrics["s"] < 0.95 and whole.details["s"]["queries"] > 25 * 6
+
+
+@pytest.mark.parametrize(("norm", "served"), [("linf", True), ("l2", False), ("l1", False)])
+@pytest.mark.parametrize("where", ["spsa", "inside"])
+def test_numbers_stored_under_the_old_formula_are_served_in_linf_alone(trained, digits, threat, tmp_path, monkeypatch, norm, served, where):
+    """A store from before holds slots whose key says nothing of the formula; outside linf that was another one."""
+    x, y = (part[:20] for part in digits["test"])
+    radius, settings, spsa = {"eps": 0.5, "norm": Ref("ball", norm)}, {"samples": 2, "steps": 1}, REGISTRY.get("measure", "spsa")
+    spec = {"spsa": MeasureSpec("s", "spsa", radius | settings), "inside": MeasureSpec("s", "per_class", {"attack": Ref("measure", "spsa", settings), **radius})}[where]
+    with monkeypatch.context() as before:
+        before.delitem(spsa.flags, "key")
+        evaluate(trained, x, y, [spec], threat=threat, seed=0, store=tmp_path)
+    asked, plain = [], blackbox.estimate
+    monkeypatch.setattr(blackbox, "estimate", lambda *args: (asked.append(1), plain(*args))[1])
+    evaluate(trained, x, y, [spec], threat=threat, seed=0, store=tmp_path)
+    assert bool(asked) != served
+    asked.clear()
+    evaluate(trained, x, y, [spec], threat=threat, seed=0, store=tmp_path)
+    assert not asked
 
 
 def test_a_stronger_setting_breaks_more_and_pgd_breaks_most(trained, digits, threat):
