@@ -41,7 +41,7 @@ class PackedExecutor(Executor):
 
     def __init__(self, plan: Plan, net: PackedNet, parts: Sequence[dict[str, Any]], streams: Sequence[Streams], *, threats: Sequence[float]):
         self.count = net.seats.width
-        self._fixed: dict[tuple[Any, ...], Tensor] = {}
+        self._fixed: dict[Any, Tensor] = {}                     # constants on the device
         packed = {id: PackedPart([each[id] for each in parts], net.seats) for id in parts[0]}
         eps: Any = threats[0] if len(set(threats)) == 1 else Each(tuple(threats))
         super().__init__(plan, net, packed, PackedStreams(net.seats.spread(streams)), threat_eps=eps)  # type: ignore[arg-type]
@@ -70,10 +70,16 @@ class PackedExecutor(Executor):
     def _numbers_of(self, each: Each) -> Tensor:
         """[S]"""
         if any(isinstance(v, Dial) for v in each.values):
-            return torch.stack([torch.as_tensor(self._value(v, {}), dtype=self.net.dtype, device=self.net.device) for v in each.values])
-        if each.values not in self._fixed:
-            self._fixed[each.values] = torch.tensor(each.values, dtype=self.net.dtype, device=self.net.device)
-        return self._fixed[each.values]
+            return torch.stack([self._on_device(self._value(v, {})) for v in each.values])
+        return self._on_device(each.values)
+
+    def _on_device(self, value: Any) -> Tensor:
+        """A constant as a tensor, made once: each time it is made, the host waits for the device."""
+        if isinstance(value, Tensor):
+            return value.to(self.net.dtype)
+        if value not in self._fixed:
+            self._fixed[value] = torch.tensor(value, dtype=self.net.dtype, device=self.net.device)
+        return self._fixed[value]
 
     def _weigh(self, weight: Any, value: Tensor) -> Tensor:
         """value [S], or the rows of an ascent [S·N]"""
@@ -92,7 +98,7 @@ class PackedExecutor(Executor):
         for m, (one, radius) in enumerate(zip(value.values, self._apart("", eps), strict=True)):
             found = super()._value(one, env, radius)
             mine = self._apart("", found)[m] if isinstance(one, Slot) else found
-            made.append(torch.as_tensor(mine, dtype=self.net.dtype, device=self.net.device).expand(n))
+            made.append(self._on_device(mine).expand(n))
         return torch.cat(made)
 
     def _options(self, options: dict[str, Any]) -> Callable[[Env, Any], dict[str, Any]]:

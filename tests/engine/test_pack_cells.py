@@ -29,7 +29,8 @@ CNN = ModelSpec("small_cnn", {"channels": (4, 8, 8)}, Ref("head", "linear"))
 RAMP = '{ use = "ramp", first = %s, last = %s, until = 4 }'
 
 
-def cells(recipe: str, sets: list[list[str]], spec: ModelSpec = MLP, *, double: bool = True, clip: list[float] | None = None) -> list[Subject]:
+def cells(recipe: str, sets: list[list[str]], spec: ModelSpec = MLP, *, double: bool = True, clip: list[float] | None = None,
+          device: str = "cpu") -> list[Subject]:
     """One run a list of settings; each has its own seed, weights and images."""
     catalogue()
     found = []
@@ -37,8 +38,8 @@ def cells(recipe: str, sets: list[list[str]], spec: ModelSpec = MLP, *, double: 
         made = load_like_plain(recipe, steps=3, lr=0.005, sets=own)
         if clip:
             made = load(recipe, setting="digits", sets=["threat.steps=3", "train.lr=0.05", f"optim.clip={clip[seed]}"])
-        x, y = batch("cnn8", N, seed=seed)
-        model = build_model(spec, SHAPE, 10, seed)
+        x, y = batch("cnn8", N, seed=seed, device=device)
+        model = build_model(spec, SHAPE, 10, seed).to(device)
         subject = Subject(made, model.double() if double else model, x.double() if double else x, y, seed=seed)
         for part in subject.parts.values() if double else ():
             for held in (v for v in vars(part).values() if isinstance(v, dict)):
@@ -122,6 +123,37 @@ def test_a_grid_of_numbers_equals_its_cells_alone(spec):
 def test_numbers_of_every_kind(recipe, sets):
     """A radius' option, the threat it starts from, the step over the weights, weights in an attack, a word, an average of weights."""
     check(recipe, sets, CNN, 3)
+
+
+MIXED = [("at", [[], ["inner.x_adv.step=0.004"]]),
+         ("trades", [["terms.kl.weight=2.0"], [f"terms.kl.weight={RAMP % (1, 5)}"], [f"inner.x_adv.eps={RAMP % (0.01, 0.03)}"]])]
+
+
+@pytest.mark.parametrize(("recipe", "sets"), MIXED, ids=[recipe for recipe, _ in MIXED])
+def test_constants_beside_schedules_are_made_once(recipe, sets, monkeypatch):
+    """On a CUDA device the host waits each time it hands over a number."""
+    made = []
+    step = pack(cells(recipe, sets, double=False))
+    step()
+    for name in ("tensor", "as_tensor", "scalar_tensor"):
+        plain = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda value, *more, plain=plain, **given: (isinstance(value, Tensor) or made.append(value), plain(value, *more, **given))[1])
+    for epoch in (1, 2):
+        step(epoch)
+    assert made == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("recipe", "sets"), MIXED, ids=[recipe for recipe, _ in MIXED])
+def test_no_step_of_a_pack_waits_for_a_gpu(recipe, sets):
+    step = pack(cells(recipe, sets, double=False, device="cuda"))
+    for epoch in (1, 2):
+        step(epoch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_schedules_are_each_members_own():
