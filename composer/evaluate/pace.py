@@ -7,7 +7,11 @@ from typing import Any
 
 # Forward passes an image costs in an attack of the standard version, a backward pass counted as one: iterations times targets times passes.
 COST = {"apgd-ce": 200, "apgd-dlr": 200, "apgd-t": 1800, "fab": 1100, "fab-t": 2700, "square": 5000}
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")           # in order: all images meet the first, those that stand the others
+VERSIONS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd-ce", "apgd-dlr"),
+            "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")}      # in order: all images meet the first, those that stand the others
+RESTARTS, AGAIN = ("apgd-ce", "apgd-dlr", "fab"), 5           # these begin so often, but for rand, and for standard outside l1
+ANSWERS = 20                    # that rand averages over
+L1_TARGETS = 1000               # passes of the standard version's apgd-t in l1: five targets, not nine
 ITERATIONS = 100                # of which COST speaks; of square attack's queries 5,000
 STANDS = 0.5                    # of the images, where nothing is known yet: adversarially trained networks come near
 
@@ -55,7 +59,14 @@ def _ascent(o: Mapping[str, Any]) -> float:
 
 
 def _autoattack(o: Mapping[str, Any]) -> float:
-    return sum(COST.get(name, 0) * (1.0 if at == 0 else STANDS) for at, name in enumerate(o.get("attacks") or STANDARD))
+    """An attack's restarts meet what still stands, as the attacks after it do."""
+    version, l1 = o.get("version", "standard"), getattr(o.get("norm"), "use", "") == "l1"
+    cost = COST | ({"apgd-t": L1_TARGETS} if l1 and version == "standard" else {})
+    again = 1 if version == "rand" or version == "standard" and not l1 else AGAIN
+    total = 0.0
+    for at, name in enumerate(o.get("attacks") or VERSIONS[version]):
+        total += cost.get(name, 0) * ((STANDS if at else 1.0) + STANDS * (again - 1 if name in RESTARTS else 0))
+    return total * (ANSWERS if version == "rand" else 1)
 
 
 def _ladder(o: Mapping[str, Any]) -> float:
