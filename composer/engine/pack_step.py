@@ -211,15 +211,15 @@ class PackedExecutor(Executor):
     # -- inner maxima over the weights ---------------------------------------------------------------------------------------------
 
     def _inner_op(self, inner: InnerPlan) -> Op:
-        if inner.over_weights:                               # its options are handed out member by member, not row by row
-            names = differing(inner.options)
-            self._more = [self._options({k: own(inner.options[k], m) for k in names}) for m in range(self.count)]
-            inner = replace(inner, options={k: v for k, v in inner.options.items() if k not in names})
-        return super()._inner_op(inner)
+        options = {k: v for k, v in inner.options.items() if not (inner.over_weights and isinstance(v, Each))}       # `_maximiser` hands these out
+        return super()._inner_op(replace(inner, options=options))
 
     def _maximiser(self, inner: InnerPlan) -> Callable[..., dict[str, Any]]:
         fn = super()._maximiser(inner)
-        return self._over_weights(fn, self._more) if inner.over_weights else fn
+        if not inner.over_weights:
+            return fn
+        options = next(i.options for i in self.plan.inner if i.id == inner.id)
+        return self._over_weights(fn, [self._options({k: own(options[k], m) for k in differing(options)}) for m in range(self.count)])
 
     def _over_weights(self, fn: Callable[..., dict[str, Any]], more: Sequence[Callable[..., dict[str, Any]]]) -> Callable[..., dict[str, Any]]:
         """The primitive once a member, on one common look at the objective at the live weights. `more`: each member's own options."""
