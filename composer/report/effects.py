@@ -104,19 +104,27 @@ def _doubted(lines: Iterable[Line]) -> str:
     return "; † doubted" if any(line.doubts for line in lines) else ""
 
 
+def _some_doubted(table: Table) -> str:
+    """Of a picture in which cells have no names."""
+    found = [line for line in table.lines if line.kind == "cell" and line.doubts and table.primary in line.metrics]
+    return "; some cells are doubted" if found else ""
+
+
 # -- effects -----------------------------------------------------------------------------------------------------------------------
 
 
 def effects(summary: Summary, table: Table) -> Any:
     """Effects on the primary metric, those that simple effects replace left out."""
     rows = [(e["term"], e) for e in table.effects if e["metric"] == table.primary and e.get("shown", True) and e.get("estimate") is not None]
-    return forest(table, rows, f"{summary.study}: effect on {table.primary} (with minus without)")
+    return forest(table, rows, f"{summary.study}: effect on {table.primary} (with minus without){_some_doubted(table)}")
 
 
 def deltas(summary: Summary, table: Table) -> Any:
-    rows = [(_name(line), d) for line in table.lines if not line.same_as and line.name != table.base and (d := line.delta.get(table.primary))
-            and d.get("mean") is not None]
-    return forest(table, rows, f"{summary.study}: {table.primary} minus that of {table.base}, paired by seed{_doubted(table.lines)}")
+    drawn = [line for line in table.lines if not line.same_as and line.name != table.base and line.delta.get(table.primary, {}).get("mean") is not None]
+    base = [line for line in table.lines if line.name == table.base]
+    rows = [(_name(line), line.delta[table.primary]) for line in drawn]
+    of = "".join(map(_name, base)) or table.base
+    return forest(table, rows, f"{summary.study}: {table.primary} minus that of {of}, paired by seed{_doubted([*drawn, *base])}")
 
 
 def forest(table: Table, rows: Sequence[tuple[str, Mapping[str, Any]]], said: str) -> Any:
@@ -175,7 +183,8 @@ def interactions(summary: Summary, table: Table) -> Any:
     for axis in axes[len(pairs):]:
         axis.set_visible(False)
     over = "means over the other toggles" if len(summary.toggles) > 2 else "means"
-    title(figure, f"{summary.study}: {over}, {f'± 95 % t over {table.seeds} seeds' if table.seeds > 1 else 'one seed'}; parallel lines: no interaction\n{table.title}")
+    title(figure, f"{summary.study}: {over}, {f'± 95 % t over {table.seeds} seeds' if table.seeds > 1 else 'one seed'}; parallel lines: no interaction"
+          f"{_some_doubted(table)}\n{table.title}")
     return figure
 
 

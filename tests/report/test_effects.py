@@ -86,3 +86,20 @@ def test_what_marks_mean_stands_in_the_picture(square, tmp_path: Path) -> None:
     assert {"one seed", "95 %, seeds"} <= set(words)
     assert "doubted" not in effects.clean_robust(summary, replace(table, lines=tuple(replace(line, doubts=()) for line in table.lines)))._suptitle.get_text()
     assert "† doubted" in effects.clean_robust(summary, replace(table, lines=tuple(replace(line, doubts=("why",)) for line in table.lines)))._suptitle.get_text()
+
+
+def test_doubted_is_said_where_a_mark_is_drawn_or_a_cell_without_a_name_is_doubted(square, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    def titles(*doubted: str, same_as: str = "") -> list[str]:
+        lines = tuple(replace(line, doubts=("why",) if line.name in doubted else (), same_as="full" if line.name == same_as else "") for line in table.lines)
+        figures = [draw(summary, replace(table, lines=lines)) for draw in (effects.deltas, effects.effects, effects.interactions)]
+        return [figure._suptitle.get_text().replace("\n", " ") for figure in figures if figure]
+
+    summary = summarise(*square(3), tmp_path)
+    table = summary.tables[0]
+    assert not any("doubted" in title or "†" in title for title in titles())
+    deltas, *others = titles("full")
+    assert "minus that of full†, paired" in deltas and "† doubted" in deltas and all("some cells are doubted" in title and "†" not in title for title in others)
+    assert "minus that of full, paired" in titles("-ema")[0] and "† doubted" in titles("-ema")[0]
+    assert "doubted" not in titles("-ema", same_as="-ema")[0], "that line is not drawn"
