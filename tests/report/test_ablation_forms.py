@@ -184,3 +184,10 @@ def test_show_writes_to_the_stream_it_is_given(clean_summary: Summary) -> None:
 def test_what_is_no_accuracy_ends_where_its_interval_does(low: float, high: float, shown: str, signed: str) -> None:
     metric, record = Metric("breaking_eps", 360, rate=False, unit="pixels"), {"mean": (low + high) / 2, "ci95": [low, high]}
     assert (mean(metric, record, 3), contrast(metric, record)) == (shown, signed)
+
+
+@pytest.mark.parametrize(("value", "interval", "said"), [(-0.0004, (-0.02, 0.02), "+0.000 ± 0.020"), (-0.0006, (-0.02, 0.02), "−0.001 ± 0.020"),
+                                                         (-4.0, (-304.0, 296.0), "−4 ± 300"), (-0.4, (-300.0, 300.0), "+0 ± 300")])
+def test_what_rounds_to_zero_has_no_minus(value, interval, said) -> None:
+    assert contrast(Metric("m", rate=False, unit="pixels"), {"mean": value, "ci95": interval}) == said
+    assert contrast(Metric("pgd"), {"mean": -4e-5, "ci95": (-0.001, 0.001)}) == "+0.00 ± 0.10"

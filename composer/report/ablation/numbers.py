@@ -37,6 +37,7 @@ def beside(metric: Metric, value: float | None, interval: Any, signed: bool = Fa
     if metric.rate or value is None or not size > 0 or not math.isfinite(size) or not math.isfinite(value):
         return level(metric, value, signed), side
     places = min(12, max(0, 1 - math.floor(math.log10(size))))
+    value = value if round(value, places) else 0.0                            # no "-0.000"
     text = f"{value:+.{places}f}" if signed else f"{value:.{places}f}"
     return text.replace("-", MINUS) if signed else text, f"{size:.{places}f}"
 
