@@ -4,7 +4,11 @@ straight line, how long the first compiled step takes. Every look takes a device
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import torch
 
 from composer.bench import reference
+from composer.bench.compiling import CACHE
 from composer.bench.gpu import wait
 from composer.bench.run import FAITHFUL, Case, plain_loop
 from composer.bench.subject import numerics, subject
@@ -125,7 +130,16 @@ def off_the_line(at: Sequence[float], values: Sequence[float]) -> float:
 
 
 def first_step(device: torch.device | str, backend: str = "compiled", recipe: str = "at", net: str = "resnet18", batch: int = 128) -> float:
-    """Seconds from a fresh network to the end of its first step, compiling included; caches of earlier runs on this machine shorten it."""
+    """Seconds from a fresh network to the end of its first step, compiling included: in a process of its own that finds every cache empty."""
+    with tempfile.TemporaryDirectory() as empty:
+        env = {**os.environ, CACHE: empty}
+        env.pop("TRITON_CACHE_DIR", None)                         # Triton's lies in the other one then
+        command = [sys.executable, "-m", "composer.bench.gpu_looks", str(device), backend, recipe, net, str(batch)]
+        return float(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+
+
+def first_step_here(device: torch.device | str, backend: str, recipe: str, net: str, batch: int) -> float:
+    """The same in this process; caches of earlier runs on this machine shorten it."""
     device = torch.device(device)
     with numerics("fp32"):
         step = subject(recipe, net, n=batch, device=device, backend=backend)
@@ -133,3 +147,7 @@ def first_step(device: torch.device | str, backend: str = "compiled", recipe: st
         step()
         wait(device)
         return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    print(first_step_here(*sys.argv[1:5], int(sys.argv[5])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -87,9 +88,29 @@ def test_the_looks_on_a_cpu():
         assert 0 <= looks.idle("cpu", "eager", net="cnn8", batch=4, calls=1) < 1
         line = looks.straight("cpu", "eager", net="cnn8", batches=(4, 8, 16), steps=(1, 2, 3), calls=1)
         assert len(line["batch_ms"]) == len(line["attack_ms"]) == 3 and line["off_by_steps"] >= 0
-        assert 0 < looks.first_step("cpu", "eager", net="cnn8", batch=4) < 20
+        assert 0 < looks.first_step_here("cpu", "eager", "at", "cnn8", 4) < 20
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_first_step_finds_no_cache(monkeypatch, tmp_path):
+    """Whatever this process and earlier ones have compiled."""
+    seen = []
+
+    def run(command, env, **more):
+        seen.append(env["TORCHINDUCTOR_CACHE_DIR"])
+        assert not list(Path(seen[-1]).iterdir()) and "TRITON_CACHE_DIR" not in env and command[-5:] == ["cuda:0", "compiled", "at", "resnet18", "128"]
+        return SimpleNamespace(stdout="a remark\n12.5\n")
+
+    monkeypatch.setattr(looks.subprocess, "run", run)
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert looks.first_step("cuda:0") == looks.first_step("cuda:0") == 12.5 and len({*seen, str(tmp_path)}) == 3
+
+
+@pytest.mark.slow
+def test_the_first_step_of_another_process():
+    assert 0 < looks.first_step("cpu", "eager", net="cnn8", batch=4) < 20
 
 
 def test_the_whole_of_it_is_told_and_plain():
