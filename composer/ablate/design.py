@@ -82,10 +82,10 @@ def fraction(factors: int, resolution: int = 4) -> Fraction:
         found = _best(factors, base, resolution)
         if found:
             return found
-    lower = next((r for r in range(resolution - 1, 2, -1) if any(_best(factors, base, r) for base in range(2, factors))), 0) if factors <= SEARCHED else 0
+    mixes = {3: ", which mixes main effects with interactions", 4: ", which mixes interactions with each other"}.get(factors, "")
     raise ComposerError(f"{factors} toggles have no fraction of resolution {ROMAN[resolution]} or higher", where="--design fractional",
                         why="only the full design tells so many effects apart",
-                        fix="use --design full" + (f", or --resolution {lower}, which mixes main effects with interactions" if lower == 3 else ""))
+                        fix="use --design full" + (f", or --resolution {factors}{mixes}" if factors > 2 else ""))       # one generator, all the others
 
 
 def _best(factors: int, base: int, resolution: int) -> Fraction | None:

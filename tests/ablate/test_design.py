@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 
 import numpy as np
@@ -52,6 +53,16 @@ def test_cells_are_a_balanced_half_of_everything_and_hold_the_whole_recipe(facto
     for bits in found.words[:200]:
         assert (effect(codes, bits) == 1).all()
     assert found.resolution >= 4
+
+
+@pytest.mark.parametrize(("factors", "words"), [(2, ""), (3, "main effects"), (4, "interactions with each other"), (5, ""), (6, "")])
+def test_the_highest_resolution_that_there_is_is_named(factors: int, words: str) -> None:
+    """It is the number of factors; the fix holds what it says, and no higher one exists."""
+    with pytest.raises(ComposerError, match="only the full design") as caught:
+        fraction(factors, factors + 1)
+    named = re.search(r"--resolution (\d+)", caught.value.fix)
+    assert words in caught.value.fix and (named is None) == (factors == 2)
+    assert named is None or fraction(factors, int(named[1])).resolution == int(named[1]) == factors
 
 
 @pytest.mark.parametrize("factors,resolution", [(4, 4), (5, 4), (6, 4), (7, 4), (7, 3), (8, 4), (9, 4)])
