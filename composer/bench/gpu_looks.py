@@ -150,4 +150,4 @@ def first_step_here(device: torch.device | str, backend: str, recipe: str, net: 
 
 
 if __name__ == "__main__":
-    print(first_step_here(*sys.argv[1:5], int(sys.argv[5])))
+    print(first_step_here(*sys.argv[1:5], int(sys.argv[5])), file=sys.stdout)
