@@ -46,8 +46,8 @@ def check_jobs(options: Options) -> None:
 
 
 def threads_of(options: Any) -> int:
-    """CPU threads of a task of a grid, or of a sweep's trial, by jobs, address and gpus_per_run: this machine's cores over the tasks that it does at once. That is `jobs`; where that is
-    as many as a cluster holds, it is as many as this machine's GPUs take, and one without GPUs."""
+    """CPU threads of a task of a grid, or of a sweep's trial: this machine's cores over the tasks that it does at once. That is `jobs`; where that is
+    as many as a cluster holds, it is as many as this machine's GPUs take by `gpus_per_run`, and one without GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = options.jobs
     if options.address and not options.jobs and options.gpus_per_run:

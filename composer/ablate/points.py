@@ -75,7 +75,8 @@ def _note(parent: GridRun, cell: Cell, seed: int, record: Record, held: Mapping[
             elif known >= 0 and not untold:
                 said[TRAINED] = str(max(known, last, (record.result or {}).get("epochs", 0)))
             params = {"recipe": recipe.name, "setting": recipe.setting, "seed": seed} | flat(recipe.tables)
-            note_child(parent, record.folder, record.name, params, {"experiment_id": recipe.experiment_id, **tags}, said, rows, "FAILED" if failure else "KILLED")
+            tags = {"experiment_id": recipe.experiment_id, **tags}
+            note_child(parent, record.folder, record.name, params, tags, said, rows, "FAILED" if failure else "KILLED")
     except Held:
         return
 
@@ -84,7 +85,7 @@ def _said(parent: GridRun, journal: Journal, record: Record, drop: Dropped | Non
     """Tags that may change: a larger `keep` takes a point up again, and what failed may succeed. In a run of another grid they bear this one's name."""
     mine, held = not journal.starts() or below(parent, journal), tags_held(journal)
     name = DROPPED if mine else _elsewhere(parent)
-    past = {name, *LOST} if mine and (drop or failure or record.result) else {name}
+    past = (name, *LOST) if mine and (drop or failure or record.result) else (name,)
     said = {tag: "no: taken up again" for tag in past if tag in held}
     if drop:
         said[name] = f"at the rung after epoch {drop.epoch}: place {drop.place} of {drop.of}, {drop.keep} went on"
