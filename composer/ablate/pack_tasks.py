@@ -142,7 +142,7 @@ def work_packed(spec: Mapping[str, Any], recipe: Any, guests: Sequence[Any], set
 
 def _work_runs(spec: Mapping[str, Any], settings: Any, observer: Any) -> dict[int, Any]:
     """Place -> result or error; what a sweep selects by is measured where a run asks for it."""
-    from composer.ablate.rungs import judge_end
+    from composer.ablate.rung_work import judge_end
     from composer.ablate.work import load_cell
     from composer.engine.pack_run import run_pack
     from composer.errors import Diverged

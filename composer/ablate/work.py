@@ -53,7 +53,7 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _done(spec: Mapping[str, Any]) -> dict[str, Any]:
     from composer.ablate.bench import bench
-    from composer.ablate.rungs import judge_end, judge_rung
+    from composer.ablate.rung_work import judge_end, judge_rung
     from composer.engine.prefix import train_prefix
     from composer.engine.run import run
 

@@ -10,8 +10,8 @@ import torch
 
 from composer.engine import keys
 from composer.engine.run import Runner
-from composer.engine.walk import Walk
 from composer.engine.session import Session, Settings
+from composer.engine.walk import Walk
 from composer.errors import ComposerError, Stopped
 from composer.recipe.load import load
 

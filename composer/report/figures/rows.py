@@ -35,5 +35,6 @@ def draw(table: Any) -> Any:
     axis.set_xlim((min(0.0, low), 100) if metric.rate else (min(0.0, 1.1 * low), None))
     n = f", n = {metric.n:,}" if metric.n else ""
     axis.set_xlabel(f"{metric.name}{n}, {'%' if metric.rate else metric.unit}")
-    style.title(figure, f"{table.title}\n" + (f"bar: mean; line: 95 % t interval over {table.seeds} seeds; marks: seeds" if table.seeds > 1 else "one seed"))
+    style.title(figure, f"{table.title}\n" + (f"bar: mean; line: 95 % t interval over {table.seeds} seeds; marks: seeds" if table.seeds > 1 else "one seed")
+                + ("; † doubted" if any(line.doubts for line in lines) else ""))
     return figure
