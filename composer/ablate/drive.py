@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -200,6 +201,8 @@ class Drive:
                 note_points(parent, self.grid, self.ladders, self._record, self._tags(parent), lost)
             folders = [self._record(c.name, s).folder for c in self.grid.distinct for s in self.grid.seeds]
             close_grid(parent, self.folder, {}, status, children=[f for f in folders if f.is_dir()])
+            if parent.note:                                   # records that MLflow lacks
+                print(parent.note, file=sys.stderr)
         return summary
 
     def _as_held(self, held: Mapping[str, Any], results: Results, lost: Lost) -> Any:
