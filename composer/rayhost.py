@@ -1,4 +1,4 @@
-"""What every local start of Ray needs before Ray itself: an address that answers, signals of its own, a short folder. Ray is not imported here."""
+"""What every start of Ray needs before Ray itself: an address that answers, its token, signals of its own, a short folder. Ray is not imported here."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ def reachable(address: str) -> None:
             if time.monotonic() >= end:
                 raise ConnectionError(f"nothing answers there ({error})") from None
             time.sleep(PAUSE)
+
+
+def bring_token() -> None:
+    """To be called before Ray is imported, by who joins a cluster at an address.
+
+    Where a token lies, `ray start` makes its cluster ask for it (Ray 2.60), while `ray.init` with an address brings it only if RAY_AUTH_MODE says so. A
+    cluster that asks for none takes it too. What the user has set stays.
+    """
+    places = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_MODE" not in os.environ and (os.environ.get("RAY_AUTH_TOKEN") or Path(places).is_file()):
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from composer.ablate.pulse import Pulse
 from composer.ablate.stop import Died, Stop
 from composer.ablate.types import Task
 from composer.errors import ComposerError
-from composer.rayhost import OBJECTS, apart_from_our_signals, reachable, temporary_folder
+from composer.rayhost import OBJECTS, apart_from_our_signals, bring_token, reachable, temporary_folder
 
 if TYPE_CHECKING:
     from composer.ablate.launch import LaunchOptions
@@ -63,6 +63,8 @@ def cluster(options: LaunchOptions, report: Report) -> Iterator[None]:
     """Ray as the options say: its own on this machine, gone at the end; or a cluster that is there, which stays. One that this process has
     started before is used as it is."""
     os.environ.update({name: os.environ.get(name, value) for name, value in HABITS.items()})
+    if options.address:
+        bring_token()
     try:
         import ray
     except ImportError as error:

@@ -53,6 +53,9 @@ cd $folder || exit 1
 export PATH=$bin:"$$PATH"
 $setup
 export RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
+# The job's Ray runs code for who brings its token, whoever else is on these nodes (older versions of Ray know none).
+export RAY_AUTH_MODE="$${RAY_AUTH_MODE:-token}"
+export RAY_AUTH_TOKEN="$${RAY_AUTH_TOKEN:-$$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')}"
 
 mapfile -t hosts < <(scontrol show hostnames "$$SLURM_JOB_NODELIST")
 head=$${hosts[0]}

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 
 from composer.errors import ComposerError
-from composer.rayhost import OBJECTS, apart_from_our_signals, reachable, temporary_folder
+from composer.rayhost import OBJECTS, apart_from_our_signals, bring_token, reachable, temporary_folder
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 HABITS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_worker_niceness": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -25,6 +25,8 @@ def cluster(address: str, cores: int, threads: int) -> Iterator[None]:
     Errors: ComposerError where Ray cannot be had.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in HABITS.items()})
+    if address:
+        bring_token()
     try:
         import ray
     except ImportError as error:

@@ -241,8 +241,10 @@ def test_workers_killed_at_random_cost_nothing_else(tmp_path):
 
 
 @pytest.fixture
-def head(tmp_path):
-    """A cluster of one machine, with two cores and a GPU that is only said to be there."""
+def head(tmp_path, monkeypatch):
+    """A cluster of one machine, with two cores and a GPU that is only said to be there. A token lies at hand, which new versions of Ray then ask for."""
+    (tmp_path / "token").write_text("5e" * 32)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -263,7 +265,8 @@ def head(tmp_path):
 def test_a_cluster_that_is_there(tmp_path, head):
     """Shares of a GPU; workers of a killed driver end though the cluster stays; plugins' variables arrive."""
     more = {"jobs": 0, "address": head, "gpus_per_run": 0.5, "env": {"COMPOSER_SAY": "there"}}
-    wait_for(lambda: subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={head}"], check=False, capture_output=True).returncode == 0)
+    status = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={head}"]
+    wait_for(lambda: subprocess.run(status, check=False, capture_output=True, env={**os.environ, "RAY_AUTH_MODE": "token"}).returncode == 0)
     with Driver(tmp_path, six(tmp_path), **more) as driver:
         wait_for(lambda: "q" in trained(tmp_path))
         os.kill(driver.process.pid, signal.SIGKILL)

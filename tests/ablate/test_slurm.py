@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ def allocation(tmp_path):
     folder = tmp_path / "with blank" / "bin"
     folder.mkdir(parents=True)
     for name, body in FAKES.items():
-        (folder / name).write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> "$LOGS/calls"\n{body}\n')
+        (folder / name).write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> "$LOGS/calls"\necho "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$LOGS/tokens"\n{body}\n')
         (folder / name).chmod(0o755)
     script = tmp_path / "job.sh"
     script.write_text(batch_script(["composer", "ablate", "my recipe.toml", "--toggle", "ema,margin", "--gpus-per-run", "0.5"], SlurmOptions(bin=folder, nodes=3, gpus=4), tmp_path))
@@ -76,6 +77,10 @@ def test_it_starts_ray_on_all_nodes_and_runs_the_command(allocation):
     assert "--nodes=2 --ntasks=2" in rest and "--exclude=n1" in rest and "--num-gpus=4" in rest
     assert seen.index(f"ray status --address={address}") < seen.index(command)
     assert not any("requeue" in line for line in seen)
+    first = (folder / "tokens").read_text().splitlines()[-1]
+    assert re.fullmatch("token [0-9a-f]{64}", first) and {first} == set((folder / "tokens").read_text().splitlines()[1:]), "one token for all"
+    assert run(script, environment) == 0 and (folder / "tokens").read_text().splitlines()[-1] != first, "another job, another token"
+    assert run(script, {**environment, "RAY_AUTH_MODE": "disabled"}) == 0 and (folder / "tokens").read_text().splitlines()[-1].startswith("disabled ")
 
 
 @pytest.mark.parametrize(("code", "restarts", "again"), [(75, "3", True), (75, "50", False), (1, "0", False), (130, "0", False), (3, "0", False)])
