@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -126,6 +127,7 @@ def test_a_cluster_too_small_for_a_sweep_names_what_helps(recipe, options, tmp_p
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
     monkeypatch.setattr(launch_ray, "JOIN", 0.0)
     monkeypatch.setattr(on_ray, "cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(on_ray, "Pulse", lambda ray: SimpleNamespace(why=lambda now=False: ""))          # the real one would start a Ray
     with pytest.raises(ComposerError, match="each needs 64 cores") as caught:
         sweep(recipe, options(grid=True, address="there", threads=64), space={"train.lr": {"choices": [0.05]}})
     assert "--fresh" in caught.value.fix and "--threads lower than 64" in caught.value.fix
