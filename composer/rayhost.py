@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -39,10 +40,11 @@ def bring_token() -> None:
     """To be called before Ray is imported, by who joins a cluster at an address.
 
     Where a token lies, `ray start` makes its cluster ask for it (Ray 2.60), while `ray.init` with an address brings it only if RAY_AUTH_MODE says so. A
-    cluster that asks for none takes it too. What the user has set stays.
+    cluster that asks for none takes it too. What the user has set stays; and a Ray that is imported has read its environment: a variable that it does not
+    heed would only mislead the servers that it starts.
     """
     places = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
-    if "RAY_AUTH_MODE" not in os.environ and (os.environ.get("RAY_AUTH_TOKEN") or Path(places).is_file()):
+    if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules and (os.environ.get("RAY_AUTH_TOKEN") or Path(places).is_file()):
         os.environ["RAY_AUTH_MODE"] = "token"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -16,6 +17,8 @@ def bare(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ray", sys)
+    monkeypatch.delitem(sys.modules, "ray")
     return tmp_path
 
 
@@ -31,6 +34,13 @@ def test_a_token_that_lies_there_is_brought_along(bare, monkeypatch, where):
         monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
     bring_token()
     assert os.environ.get("RAY_AUTH_MODE") == (None if where == "nowhere" else "token")
+
+
+def test_a_ray_that_has_read_its_environment_is_left_alone(bare, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
+    monkeypatch.setitem(sys.modules, "ray", sys)
+    bring_token()
+    assert "RAY_AUTH_MODE" not in os.environ
 
 
 def test_the_users_word_stays(bare, monkeypatch):
