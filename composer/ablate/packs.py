@@ -94,8 +94,13 @@ def _mixed(joint: Sequence[tuple[Pair, ...]], seeds: Sequence[tuple[int, ...]], 
 
 
 class _Begun:
-    """How the grid's runs were begun: `joint` packs, by whatever grid (a run that is not of this one stands there by the name of its record), and
-    `taken`, the runs that join no new pack; `alone`, those of them that are half trained alone; `cells`, those with a run that was begun in a pack. sole: cells whose epochs nobody shares; others go on by seed, as the grid's own record says."""
+    """How the grid's runs were begun.
+
+    joint  packs, by whatever grid (a run that is not of this one stands there by the name of its record)
+    taken  the runs that join no new pack; alone: those of them that are half trained alone
+    cells  those with a run that was begun in a pack
+    sole   (given) cells whose epochs nobody shares; others go on by seed, as the grid's own record says
+    """
 
     def __init__(self, grid: Grid, sole: Sequence[str], settings: Any, record: Callable[[str, int], Any]):
         from composer.engine.pack_seeds import begun_as
