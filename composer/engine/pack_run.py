@@ -126,14 +126,15 @@ def run_pack(runs: Runs, *, settings: Settings, only: Sequence[int] | None = Non
         if reason := refusal(list(sessions.values())):
             raise Unpackable(reason)
         absent = {} if one else open_sessions({seat: run for seat, run in enumerate(runs) if seat not in todo}, width, settings)
-        members, pack = [], PackWalk([], Seats(tuple(todo), width), absent)
+        pack = PackWalk(Seats(tuple(todo), width), absent)
+        members = []
         for k, (seat, (recipe, seed)) in enumerate(todo.items()):
             own, told = tags(seat) if tags else {}, Heard(observer, partial(pack.leads, k)) if observer else None
             member = Member(recipe, seed, seated(settings, seat, width), records[seat], own, told, wish=wish)
             member.open(sessions[seat])
             member.called = names[seat]
             members.append(member)
-        for seat in todo:
+        for seat in todo:                                    # a pack is said once all its members have been opened
             records[seat].keep(pack={**facts, "seat": seat})
         found = _together(members, pack, settings)
         return done | dict(zip(todo, found, strict=True))
@@ -201,7 +202,7 @@ def train_pack_prefix(recipe: Any, seeds: Sequence[int], *, until: int, settings
         first = next(iter(sessions.values()))
         title = f"epochs 1-{until} of {recipe.name} on {recipe.setting}, seeds {', '.join(map(str, todo.values()))} together"
         with Live(until, first.feed(first.nodes[0].segment).steps, title, quiet=settings.quiet) as live:
-            pack = PackWalk([], Seats(tuple(todo), len(seeds)))
+            pack = PackWalk(Seats(tuple(todo), len(seeds)))
             for k, (seat, seed) in enumerate(todo.items()):
                 leads = partial(pack.leads, k)
                 voice: Any = Voice(live, f"seed {seed}", leads, said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from composer import atomic
@@ -25,13 +25,14 @@ Place = tuple[int, int]
 class PackWalk:
     """`train()` takes every member to its end; who diverged is in `lost`, by place among the walks.
 
-    walks   of the members
+    walks   of the members, put there before `train`: each is told by `leads` whether it speaks for the pack
     seats   the slot of each, of the pack's width
     absent  by slot: sessions of runs of other recipes that are not trained here
     """
 
-    def __init__(self, walks: Sequence[Walk], seats: Seats, absent: Mapping[int, Session] | None = None):
-        self.walks, self.seats, self.absent = list(walks), seats, dict(absent or {})
+    def __init__(self, seats: Seats, absent: Mapping[int, Session] | None = None):
+        self.seats, self.absent = seats, dict(absent or {})
+        self.walks: list[Walk] = []
         self.lost: dict[int, Diverged] = {}
         self.trainers: dict[int, Trainer] = {}
         self._parts: dict[int, dict[str, Any]] = {}
